@@ -1,0 +1,5 @@
+from auroraedge._proto.inspection.v1 import inspection_pb2 as _inspection_pb2
+from google.protobuf import descriptor as _descriptor
+from typing import ClassVar as _ClassVar
+
+DESCRIPTOR: _descriptor.FileDescriptor

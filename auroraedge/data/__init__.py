@@ -1,0 +1,1 @@
+"""Data sets: reading annotated folders, and making training samples."""

@@ -1,0 +1,147 @@
+"""results.jsonl: one line an inspected image, written so that a run can be killed at any moment and continued."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from auroraedge.errors import InvalidRequestError
+from auroraedge.inspection.results import InspectionResult, RequestInfo
+
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory lock; two runs on one folder are then the user's to avoid
+    fcntl = None  # type: ignore[assignment]
+
+
+class Record(BaseModel):
+    """One line of results.jsonl. `key` is the identity of the work: see `record_key`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    file: str
+    reference: str | None = None
+    reference_sha256: str | None = None
+    result: InspectionResult
+
+
+def record_key(
+    *,
+    file: str,
+    image_sha256: str,
+    reference_sha256: str | None,
+    recipe_sha256: str,
+    engine_sha256: str,
+    request: RequestInfo,
+) -> str:
+    """SHA-256 over everything that a result depends on; a change of any of it means inspecting again."""
+    parts: list[Any] = [file, image_sha256, reference_sha256, recipe_sha256, engine_sha256]
+    parts.append(request.model_dump(mode="json", exclude_defaults=True))
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+class Journal:
+    """The records of results.jsonl. `append` returns when the line is on disk.
+
+    Opening repairs a last line that a kill or a power cut left incomplete. `damaged` counts the lines that cannot be
+    read; their images are inspected again. `repaired` tells whether a torn line was removed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: dict[str, Record] = {}
+        self.damaged = 0
+        self.repaired = False
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise InvalidRequestError(
+                f"{self.path} cannot be written: {error.strerror or error}.",
+                field="out_dir",
+                remedy="Name a folder that you may write to.",
+            ) from error
+        self._lock(self._file)
+        try:
+            self._load(self._file)
+        except BaseException:
+            self._file.close()
+            raise
+        _sync_folder(self.path.parent)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def append(self, record: Record) -> None:
+        """Writes one line in one call and waits until the disk has it."""
+        assert self._file is not None
+        self._file.write(record.model_dump_json().encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.records[record.key] = record
+
+    def _lock(self, file: IO[bytes]) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise InvalidRequestError(
+                f"Another run is writing to {self.path}.",
+                field="out_dir",
+                remedy="Wait until it has ended, or name another folder.",
+            ) from error
+        except OSError:  # a file system without locks, e.g. some network shares
+            return
+
+    def _load(self, file: IO[bytes]) -> None:
+        file.seek(0)
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end != len(content):
+            file.truncate(end)
+            os.fsync(file.fileno())
+            self.repaired = True
+        for line in content[:end].splitlines():
+            try:
+                record = Record.model_validate_json(line)
+            except ValidationError:
+                self.damaged += 1
+                continue
+            self.records[record.key] = record
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a new file's name durable. Not possible on every system, and then not needed."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces `path` with `content` in one step: a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,6 @@
+"""Runs engine packages: sessions, generation, inspection. No torch."""
+
+from auroraedge.runtime.engine import EngineInfo, EnginePackage
+from auroraedge.runtime.inspector import DEFAULT_ENGINE, InspectionJob, Inspector
+
+__all__ = ["DEFAULT_ENGINE", "EngineInfo", "EnginePackage", "InspectionJob", "Inspector"]

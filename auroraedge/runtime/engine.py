@@ -1,0 +1,190 @@
+"""An engine package in memory: checked files, sessions, embedding table, tokenizer, calibration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from auroraedge.config import IMAGE_SIZE, LOCATION_BINS, PATCH_SIZE
+from auroraedge.errors import EngineDamagedError, EngineIncompatibleError
+from auroraedge.inspection.tokenizer import InspectionTokenizer
+from auroraedge.manifest import check_target, verify_package
+from auroraedge.runtime.session import GraphSession, OrtSession
+
+
+_GRAPHS = ("vision", "fusion", "decoder")
+_SUPPORTED = (IMAGE_SIZE, PATCH_SIZE, LOCATION_BINS)
+# Views that go through the encoder together; more gain nothing on a CPU and cost memory.
+_VIEW_BATCH = 8
+
+_Settings = TypeVar("_Settings", bound=BaseModel)
+
+
+def _read_json(path: Path, model: type[_Settings]) -> _Settings | None:
+    """A JSON file of a package, None where it is absent. Raises EngineDamagedError."""
+    if not path.is_file():
+        return None
+    try:
+        return model.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise EngineDamagedError(f"{path.name} is not valid: {error}.", field=path.name) from error
+
+
+class RecipeCalibration(BaseModel):
+    """What validation data taught about one recipe. The defaults use the verdict token alone.
+
+    P(NG) = sigmoid(verdict * v + evidence * e + presence * p + bias), where v is the log-odds of the verdict token, e the
+    strongest evidence of a defect and p the grounding head's log-odds that anything is there, each the largest over the
+    frame's views. A defect's confidence c becomes sigmoid(logit(c) / confidence_temperature + confidence_bias).
+    label_presence: weight of the head's presence logits beside the decoder's label logits when a frame is classified.
+    details: where the list of defects comes from; 'decoder' also where the head does not know the recipe's labels.
+    eos_bias: added to the logit of ending the decoder's list; negative values find more.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    verdict: float = 1.0
+    evidence: float = 0.0
+    presence: float = 0.0
+    bias: float = 0.0
+    label_presence: float = 0.0
+    details: Literal["evidence", "decoder"] = "evidence"
+    eos_bias: float = 0.0
+    confidence_temperature: float = Field(default=1.0, gt=0)
+    confidence_bias: float = 0.0
+
+
+class Calibration(BaseModel):
+    """calibration.json of a package: by recipe id, with a default for recipes of the user."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    default: RecipeCalibration = RecipeCalibration()
+    recipes: dict[str, RecipeCalibration] = Field(default_factory=dict)
+
+    def of(self, recipe_id: str) -> RecipeCalibration:
+        return self.recipes.get(recipe_id, self.default)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """Who answers."""
+
+    model_id: str
+    engine_sha256: str
+    weights_sha256: str
+    target: str
+    precision: dict[str, str]
+    path: Path
+
+
+class ProcessorSettings(BaseModel):
+    """processor.json: what the host must know to make the graphs' inputs and read their outputs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_size: int
+    patch_size: int
+    location_bins: int
+    grounding_labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What the encoder says of B views: V [B, 256, D], C [B, 64, D] and, where there is a grounding head, its evidence
+    [B, 256, 1 + labels + 4] and presence [B, labels + 1]. All float32."""
+
+    visual: np.ndarray
+    compressed: np.ndarray
+    evidence: np.ndarray | None
+    presence: np.ndarray | None
+
+
+def _concatenate(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    arrays = [part for part in parts if part is not None]
+    return None if not arrays else arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+class EnginePackage:
+    """Loaded and verified. Raises EngineNotFoundError, EngineDamagedError or EngineIncompatibleError."""
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        manifest = verify_package(path)
+        check_target(manifest, "cpu")
+        self.manifest = manifest
+        self.info = EngineInfo(
+            model_id=manifest.model_id,
+            engine_sha256=manifest.engine_sha256,
+            weights_sha256=manifest.weights_sha256,
+            target=manifest.target,
+            precision=dict(manifest.precision),
+            path=path,
+        )
+        self.tokenizer = InspectionTokenizer.load(path / "tokenizer.json")
+        try:
+            tables = load_file(path / "embeddings.safetensors")
+            self.token_embedding = tables["token_embedding"].astype(np.float32)
+            self.position_table = tables["position_table"].astype(np.float32)
+        except (SafetensorError, KeyError, OSError) as error:
+            raise EngineDamagedError(f"embeddings.safetensors cannot be read: {error}.", field="embeddings") from error
+        self.calibration = _read_json(path / "calibration.json", Calibration) or Calibration()
+        processor = _read_json(path / "processor.json", ProcessorSettings)
+        if processor is None or (processor.image_size, processor.patch_size, processor.location_bins) != _SUPPORTED:
+            raise EngineIncompatibleError("processor.json asks for other views than this version makes.", field="engine")
+        self.processor = processor
+        self.vision, self.fusion, self.decoder = (self._session(name, threads) for name in _GRAPHS)
+
+    def _session(self, name: str, threads: int | None) -> GraphSession:
+        spec = self.manifest.graphs[name]
+        stored = self.manifest.precision[name] == "int8-weights"
+        return OrtSession(self.info.path / spec.file, threads=threads, fold_weights=stored)
+
+    def embed(self, ids: np.ndarray) -> np.ndarray:
+        """float32 [..., D] of token ids [...]."""
+        return self.token_embedding[ids]
+
+    def encode(self, patches: np.ndarray) -> Encoded:
+        """Of full square views, patches uint8 [B, 256, 768]; in steps that bound the memory."""
+        steps = [self._encode(patches[i : i + _VIEW_BATCH]) for i in range(0, len(patches), _VIEW_BATCH)]
+        if len(steps) == 1:
+            return steps[0]
+        names = ("visual", "compressed", "evidence", "presence")
+        return Encoded(**{name: _concatenate([getattr(step, name) for step in steps]) for name in names})  # type: ignore[arg-type]
+
+    def _encode(self, patches: np.ndarray) -> Encoded:
+        batch, count = patches.shape[:2]
+        output = self.vision.run(
+            {
+                "patches": patches,
+                "position": np.repeat(self.position_table[None], batch, axis=0),
+                "patch_mask": np.ones((batch, count), dtype=np.float32),
+            }
+        )
+        return Encoded(
+            visual=output["visual"],
+            compressed=output["compressed"],
+            evidence=output.get("evidence"),
+            presence=output.get("presence"),
+        )
+
+    def fuse(self, ids: np.ndarray, visual: np.ndarray) -> np.ndarray:
+        """F [B, t, D] of one prompt, ids [t], on the visual tokens [B, 256, D] of B views."""
+        batch, count = visual.shape[:2]
+        text = self.embed(ids)
+        output = self.fusion.run(
+            {
+                "text": np.repeat(text[None], batch, axis=0),
+                "visual": visual,
+                "patch_mask": np.ones((batch, count), dtype=np.float32),
+                "text_mask": np.ones((batch, len(ids)), dtype=np.float32),
+            }
+        )
+        return output["fused"]

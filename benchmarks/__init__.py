@@ -1,0 +1,1 @@
+"""Measurements: each prints a table and writes JSON with raw samples, versions and what was left out."""

@@ -1,0 +1,132 @@
+"""Latency of one 640x640 frame on the CPU: our engine against the same weights in transformers (eager, float32).
+
+    python -m benchmarks.cpu_latency --json benchmarks/results/cpu_latency.json
+
+Interleaved in one run: every round measures each contender once, because the machine's speed drifts. Same frame, same
+views, same prompt, same number of new tokens. Ours decodes the image, makes the views, constrains the answer to the
+grammar and merges; transformers starts from ready tensors and only generates, so it is favoured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from auroraedge.data.synthetic import generate_board
+from auroraedge.inspection.prompts import PromptKind, build_prompt
+from auroraedge.inspection.recipe import Recipe, Tiling, load_recipe
+from auroraedge.inspection.tokenizer import InspectionTokenizer
+from auroraedge.inspection.views import plan_views, render_view
+from auroraedge.model import AuroraEdgeForConditionalGeneration, AuroraEdgeProcessor
+from auroraedge.runtime import Inspector
+from benchmarks.environment import environment, peak_rss_mb, percentiles
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    ok, data = cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])
+    assert ok
+    return bytes(data)
+
+
+class Case:
+    """One frame with one recipe, ready for both contenders."""
+
+    def __init__(self, name: str, recipe: Recipe, model: Any, inspector: Inspector, seed: int) -> None:
+        part = generate_board(np.random.default_rng(seed), size=640, n_defects=7)
+        assert part.reference is not None
+        self.name, self.recipe, self.model, self.inspector = name, recipe, model, inspector
+        self.image, self.reference = _png(part.image), _png(part.reference)
+        rgb = [p if p.ndim == 3 else cv2.cvtColor(p, cv2.COLOR_GRAY2RGB) for p in (part.image, part.reference)]
+        tokenizer = InspectionTokenizer.load(inspector.engine.path)
+        views = [render_view(rgb[0], view, rgb[1]) for view in plan_views(640, 640, recipe.tiling)]
+        prompt = build_prompt(PromptKind.INSPECT, recipe.label_names, reference=True)
+        self.inputs = AuroraEdgeProcessor(tokenizer)(views, [prompt.text] * len(views))
+        answers = self.ours().answer_text.split("\n")
+        self.views = len(views)
+        self.new_tokens = max(len(tokenizer.encode(answer)) for answer in answers) + 1
+
+    def ours(self) -> Any:
+        return self.inspector.inspect(self.image, self.recipe, reference=self.reference)
+
+    def measure_ours(self) -> dict[str, float]:
+        started = time.perf_counter()
+        timings = self.ours().timings
+        full = (time.perf_counter() - started) * 1000
+        return {"verdict": timings.verdict_ms, "full": full, **timings.model_dump()}
+
+    @torch.no_grad()
+    def measure_transformers(self) -> dict[str, float]:
+        started = time.perf_counter()
+        self.model(**self.inputs)
+        verdict = (time.perf_counter() - started) * 1000
+        started = time.perf_counter()
+        self.model.generate(
+            **self.inputs, do_sample=False, min_new_tokens=self.new_tokens, max_new_tokens=self.new_tokens
+        )
+        return {"verdict": verdict, "full": (time.perf_counter() - started) * 1000}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("models/nano"))
+    parser.add_argument("--engine", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console = Console()
+    started = time.perf_counter()
+    inspector = Inspector.open(options.engine, threads=options.threads)
+    load_ms = (time.perf_counter() - started) * 1000
+    rss_mb = peak_rss_mb()
+    model = AuroraEdgeForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32).eval()
+    tiled = load_recipe("pcb")
+    whole = tiled.model_copy(update={"tiling": Tiling()})
+    cases = [Case("one view", whole, model, inspector, 5), Case("four views (recipe pcb)", tiled, model, inspector, 5)]
+    samples: dict[str, dict[str, list[dict[str, float]]]] = {c.name: {"ours": [], "transformers": []} for c in cases}
+    for warm in range(2):
+        for case in cases:
+            case.measure_ours()
+            if warm:
+                case.measure_transformers()
+    for _ in track(range(options.rounds), description="rounds", console=console):
+        for case in cases:
+            samples[case.name]["ours"].append(case.measure_ours())
+            samples[case.name]["transformers"].append(case.measure_transformers())
+    table = Table(title=f"640x640 frame, {options.threads} threads, ms (p50 / p95)")
+    for column in ("case", "new tokens", "contender", "verdict", "full answer"):
+        table.add_column(column)
+    report: dict[str, object] = {"environment": environment(), "threads": options.threads, "engine_load_ms": load_ms}
+    report |= {"engine_rss_mb_with_torch_imported": rss_mb, "samples": samples, "cases": {}}
+    for case in cases:
+        summary: dict[str, Any] = {"new_tokens": case.new_tokens, "views": case.views}
+        for contender, rows in samples[case.name].items():
+            summary[contender] = {k: percentiles([row[k] for row in rows]) for k in ("verdict", "full")}
+            cells = [f"{summary[contender][k]['p50']:.1f} / {summary[contender][k]['p95']:.1f}" for k in ("verdict", "full")]
+            table.add_row(case.name, str(case.new_tokens), contender, *cells)
+        ratios = {
+            k: float(np.median([t[k] / o[k] for o, t in zip(samples[case.name]["ours"], samples[case.name]["transformers"], strict=True)]))
+            for k in ("verdict", "full")
+        }
+        summary["ratio"] = ratios
+        table.add_row(case.name, "", "ratio", f"{ratios['verdict']:.1f}x", f"{ratios['full']:.1f}x")
+        report["cases"][case.name] = summary  # type: ignore[index]
+    console.print(table)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Every stage against the one before: torch, ONNX in float32, ONNX as shipped; and the task's own figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from auroraedge.model import AuroraEdgeForConditionalGeneration
+from auroraedge.runtime.session import OrtSession
+from calib.frames import CalibrationSet
+
+Arrays = dict[str, np.ndarray]
+_BATCH = 4
+
+
+def compare(ours: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Greatest absolute difference, cosine of all values together, and signal-to-noise ratio in dB."""
+    a, b = ours.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
+    noise = float(((a - b) ** 2).sum())
+    return {
+        "max_abs": float(np.abs(a - b).max()),
+        "cosine": float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30)),
+        "snr_db": float(10 * np.log10(max(float((b**2).sum()), 1e-30) / max(noise, 1e-30))),
+    }
+
+
+def vision_feeds(frames: CalibrationSet, position_table: np.ndarray) -> Iterator[Arrays]:
+    for first in range(0, len(frames.patches), _BATCH):
+        patches = frames.patches[first : first + _BATCH]
+        yield {
+            "patches": patches,
+            "position": np.repeat(position_table[None], len(patches), axis=0).astype(np.float32),
+            "patch_mask": np.ones(patches.shape[:2], dtype=np.float32),
+        }
+
+
+@torch.no_grad()
+def torch_outputs(model: AuroraEdgeForConditionalGeneration, frames: CalibrationSet) -> list[Arrays]:
+    """What the torch model makes of every view, by the tensor names of the graphs; prompts one by one."""
+    outputs = []
+    for patches, ids in zip(frames.patches, frames.prompt_ids, strict=True):
+        pixels = torch.from_numpy(patches[None]).float() / 127.5 - 1.0
+        visual, compressed, mask = model.encode(pixels)
+        prompt = torch.tensor([ids])
+        ones = torch.ones_like(prompt)
+        fused = model.fuse(prompt, ones, visual, mask)
+        logits = model.language_model(**model.decoder_inputs(compressed, fused, ones), logits_to_keep=1).logits
+        found = {"visual": visual, "compressed": compressed, "fused": fused, "logits": logits[:, -1]}
+        if model.grounding is not None:
+            evidence, presence = model.grounding(visual, mask)
+            found |= {"evidence": evidence, "presence": presence}
+        outputs.append({name: tensor.numpy() for name, tensor in found.items()})
+    return outputs
+
+
+def engine_outputs(
+    sessions: dict[str, OrtSession], frames: CalibrationSet, position_table: np.ndarray, embedding: np.ndarray, decoder: dict
+) -> list[Arrays]:
+    """The same through the graphs, each fed with what the graph before it made."""
+    empty = np.zeros((1, decoder["kv_heads"], 0, decoder["head_dim"]), dtype=np.float32)
+    cache = {f"past.{i}.{kind}": empty for i in range(decoder["layers"]) for kind in ("key", "value")}
+    outputs = []
+    for patches, ids in zip(frames.patches, frames.prompt_ids, strict=True):
+        mask = np.ones((1, patches.shape[0]), dtype=np.float32)
+        found = sessions["vision"].run({"patches": patches[None], "position": position_table[None], "patch_mask": mask})
+        text = embedding[np.array(ids)][None]
+        ones = np.ones((1, len(ids)), dtype=np.float32)
+        found |= sessions["fusion"].run(
+            {"text": text, "visual": found["visual"], "patch_mask": mask, "text_mask": ones}
+        )
+        embeds = np.concatenate([found["compressed"], found["fused"]], axis=1)
+        length = embeds.shape[1]
+        found |= sessions["decoder"].run(
+            {
+                "inputs_embeds": embeds,
+                "attention_mask": np.ones((1, length), dtype=np.float32),
+                "position_ids": np.arange(length, dtype=np.int64)[None],
+                **cache,
+            }
+        )
+        outputs.append({name: value for name, value in found.items() if not name.startswith("present.")})
+    return outputs
+
+
+def stage_parity(ours: list[Arrays], reference: list[Arrays], ok_id: int, ng_id: int) -> dict[str, dict[str, float]]:
+    """Figures by tensor, and under `task` how often verdict and first token agree."""
+    figures = {}
+    for name in reference[0]:
+        figures[name] = compare(
+            np.concatenate([o[name].ravel() for o in ours]), np.concatenate([r[name].ravel() for r in reference])
+        )
+    verdict = [
+        (o["logits"][0, ng_id] > o["logits"][0, ok_id]) == (r["logits"][0, ng_id] > r["logits"][0, ok_id])
+        for o, r in zip(ours, reference, strict=True)
+    ]
+    first = [o["logits"][0].argmax() == r["logits"][0].argmax() for o, r in zip(ours, reference, strict=True)]
+    figures["task"] = {"verdict_agreement": float(np.mean(verdict)), "first_token_agreement": float(np.mean(first))}
+    return figures

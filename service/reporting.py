@@ -1,0 +1,65 @@
+"""Errors of handlers as google.rpc.Status: every RPC of the servicer is wrapped by one of these two."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+
+from auroraedge.client.status import DETAILS_KEY, status_from_error
+from auroraedge.errors import AuroraEdgeError
+from service.jobs import in_request_terms
+from service.scheduler import unexpected
+
+log = logging.getLogger("auroraedge.service")
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+async def _abort(context: Any, error: AuroraEdgeError) -> NoReturn:
+    status = status_from_error(error)
+    await context.abort(
+        _CODES[status.code], status.message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),)
+    )
+    raise AssertionError("abort always raises")
+
+
+def _public(error: Exception, method: str) -> AuroraEdgeError:
+    if isinstance(error, AuroraEdgeError):
+        return in_request_terms(error)
+    log.exception("%s failed unexpectedly.", method)
+    return unexpected()
+
+
+def reports_errors(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """For a handler that returns one response."""
+
+    @functools.wraps(method)
+    async def handler(self: Any, request: Any, context: Any) -> Any:
+        try:
+            return await method(self, request, context)
+        except Exception as error:  # the boundary: whatever it is, the client gets a status
+            public = _public(error, method.__name__)
+        await _abort(context, public)
+
+    return handler
+
+
+def reports_stream_errors(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    """For a handler that yields responses."""
+
+    @functools.wraps(method)
+    async def handler(self: Any, request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            async for response in method(self, request, context):
+                yield response
+            return
+        except Exception as error:  # the boundary: whatever it is, the client gets a status
+            public = _public(error, method.__name__)
+        await _abort(context, public)
+
+    return handler
