@@ -113,10 +113,19 @@ def main() -> None:
         summary: dict[str, Any] = {"new_tokens": case.new_tokens, "views": case.views}
         for contender, rows in samples[case.name].items():
             summary[contender] = {k: percentiles([row[k] for row in rows]) for k in ("verdict", "full")}
-            cells = [f"{summary[contender][k]['p50']:.1f} / {summary[contender][k]['p95']:.1f}" for k in ("verdict", "full")]
+            cells = [
+                f"{summary[contender][k]['p50']:.1f} / {summary[contender][k]['p95']:.1f}" for k in ("verdict", "full")
+            ]
             table.add_row(case.name, str(case.new_tokens), contender, *cells)
         ratios = {
-            k: float(np.median([t[k] / o[k] for o, t in zip(samples[case.name]["ours"], samples[case.name]["transformers"], strict=True)]))
+            k: float(
+                np.median(
+                    [
+                        t[k] / o[k]
+                        for o, t in zip(samples[case.name]["ours"], samples[case.name]["transformers"], strict=True)
+                    ]
+                )
+            )
             for k in ("verdict", "full")
         }
         summary["ratio"] = ratios

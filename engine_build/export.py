@@ -66,9 +66,7 @@ def _fusion(model: AuroraEdgeForConditionalGeneration) -> _Plan:
         "patch_mask": ("batch", n),
         "text_mask": ("batch", "text"),
     }
-    return _Plan(
-        module=FusionGraph(model), example=example, inputs=inputs, outputs={"fused": ("batch", "text", d)}
-    )
+    return _Plan(module=FusionGraph(model), example=example, inputs=inputs, outputs={"fused": ("batch", "text", d)})
 
 
 def _decoder(model: AuroraEdgeForConditionalGeneration) -> _Plan:

@@ -83,8 +83,10 @@ class _EncoderLayer(nn.Module):
 
 
 class VisionGraph(nn.Module):
-    """patches uint8 [B, N, 768], position [B, N, E], patch_mask [B, N] -> visual [B, N, D], compressed [B, C, D] and, where
-    the model has a grounding head, evidence [B, N, 1 + labels + 4], presence [B, labels + 1]."""
+    """patches uint8 [B, N, 768], position [B, N, E], patch_mask [B, N] -> visual [B, N, D], compressed [B, C, D].
+
+    With a grounding head also evidence [B, N, 1 + labels + 4] and presence [B, labels + 1].
+    """
 
     inputs = ("patches", "position", "patch_mask")
 
@@ -122,9 +124,7 @@ class VisionGraph(nn.Module):
     def _compress(self, visual_BND: torch.Tensor, mask_BN: torch.Tensor) -> torch.Tensor:
         """ops.compress with the token axis last, so that its weights are the right-hand side of a matmul."""
         c = self.compressor
-        normed = nn.functional.rms_norm(
-            visual_BND, (visual_BND.shape[-1],), c.norm.weight, c.norm.variance_epsilon
-        )
+        normed = nn.functional.rms_norm(visual_BND, (visual_BND.shape[-1],), c.norm.weight, c.norm.variance_epsilon)
         tokens_BDN = (normed * mask_BN[..., None]).transpose(1, 2)
         hidden_BDM = nn.functional.gelu(nn.functional.linear(tokens_BDN, c.w1, c.b1), approximate="tanh")
         return nn.functional.linear(hidden_BDM, c.w2, c.b2).transpose(1, 2)

@@ -56,7 +56,11 @@ def torch_outputs(model: AuroraEdgeForConditionalGeneration, frames: Calibration
 
 
 def engine_outputs(
-    sessions: dict[str, OrtSession], frames: CalibrationSet, position_table: np.ndarray, embedding: np.ndarray, decoder: dict
+    sessions: dict[str, OrtSession],
+    frames: CalibrationSet,
+    position_table: np.ndarray,
+    embedding: np.ndarray,
+    decoder: dict,
 ) -> list[Arrays]:
     """The same through the graphs, each fed with what the graph before it made."""
     empty = np.zeros((1, decoder["kv_heads"], 0, decoder["head_dim"]), dtype=np.float32)

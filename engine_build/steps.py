@@ -201,7 +201,10 @@ def build_engine(
 def _check(stages: dict[str, dict[str, dict[str, float]]], precision: dict[str, str]) -> None:
     """Raises EngineError when a stage departs from the model."""
     quantised = any(p == "int8" for p in precision.values())
-    for stage, least in (("onnx_fp32", _LEAST_COSINE["fp32"]), ("engine", _LEAST_COSINE["int8" if quantised else "fp32"])):
+    for stage, least in (
+        ("onnx_fp32", _LEAST_COSINE["fp32"]),
+        ("engine", _LEAST_COSINE["int8" if quantised else "fp32"]),
+    ):
         for tensor, figures in stages[stage].items():
             if tensor != "task" and figures["cosine"] < (least if quantised or stage == "onnx_fp32" else 0.999):
                 raise EngineError(

@@ -59,7 +59,9 @@ def show(address: str, parts: Path, out: Path) -> None:
         box = "" if d.box is None else f"{d.box.x1:.0f}, {d.box.y1:.0f} - {d.box.x2:.0f}, {d.box.y2:.0f}"
         table.add_row(d.label, d.severity, f"{d.confidence:.2f}", box)
     console.print(table)
-    console.print(f"verdict after {result.timings.verdict_ms:.0f} ms, full answer after {result.timings.total_ms:.0f} ms")
+    console.print(
+        f"verdict after {result.timings.verdict_ms:.0f} ms, full answer after {result.timings.total_ms:.0f} ms"
+    )
     picture = out / f"{image.stem}_inspected.png"
     save_picture(picture, draw_result(decode_image(image).pixels, result, reference=decode_image(reference).pixels))
     console.print(f"picture: {picture}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn
 
 import grpc
@@ -49,14 +50,16 @@ def reports_errors(method: Callable[..., Awaitable[Any]]) -> Callable[..., Await
     return handler
 
 
-def reports_stream_errors(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+def reports_stream_errors(method: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., AsyncIterator[Any]]:
     """For a handler that yields responses."""
 
     @functools.wraps(method)
     async def handler(self: Any, request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async for response in method(self, request, context):
-                yield response
+            # Closed here and now when the call ends early, so that its frames leave the queue at once.
+            async with aclosing(method(self, request, context)) as responses:
+                async for response in responses:
+                    yield response
             return
         except Exception as error:  # the boundary: whatever it is, the client gets a status
             public = _public(error, method.__name__)

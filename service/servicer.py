@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from auroraedge._proto.inspection.v1 import inspection_pb2 as pb
@@ -76,7 +77,7 @@ class InspectionServicer(InspectionServiceServicer):
     @reports_stream_errors
     async def InspectStream(
         self, requests: AsyncIterator[pb.InspectStreamRequest], context: Any
-    ) -> AsyncIterator[pb.InspectStreamResponse]:
+    ) -> AsyncGenerator[pb.InspectStreamResponse, None]:
         session = CameraSession(
             self.scheduler,
             self._recipes,
@@ -85,11 +86,12 @@ class InspectionServicer(InspectionServiceServicer):
             deadline=_deadline(context),
             draining=self._draining,
         )
-        async for response in session.responses(requests):
-            yield response
+        async with aclosing(session.responses(requests)) as responses:
+            async for response in responses:
+                yield response
 
     @reports_stream_errors
-    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
         scheduler = self.scheduler
         recipe = self._recipes.get(request.recipe_id, request.recipe_version)
         limit = self._config.max_new_tokens

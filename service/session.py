@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -55,7 +55,7 @@ class CameraSession:
 
     async def responses(
         self, requests: AsyncIterator[pb.InspectStreamRequest]
-    ) -> AsyncIterator[pb.InspectStreamResponse]:
+    ) -> AsyncGenerator[pb.InspectStreamResponse, None]:
         """Raises an AuroraEdgeError for a session that cannot be opened or a message that is no frame."""
         messages = aiter(requests)
         opening = await anext(messages, None)

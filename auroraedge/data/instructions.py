@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-
 import numpy as np
 
 from auroraedge.data.augment import Scene
@@ -200,4 +199,3 @@ def corpus(recipes: Sequence[Recipe]) -> list[str]:
         lines += [f"{part}: {n} {label}, {n} {label}" for label in labels for n in range(1, 4)]
         lines += [f"{part}: no defects"] * 4
     return lines
-

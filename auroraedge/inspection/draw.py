@@ -7,7 +7,6 @@ the same on every machine.
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ def text_width(text: str, size: int, weight: int = _REGULAR) -> int:
 
 
 def fit_text(text: str, max_width: int, size: int, least: int, weight: int = _REGULAR) -> tuple[str, int]:
-    """`text` and a font size at which it fits `max_width` pixels: smaller down to `least`, then cut with an ellipsis."""
+    """`text` and a font size that fit `max_width` pixels: smaller down to `least`, then cut with an ellipsis."""
     text = printable(text)
     width = text_width(text, size, weight)
     if width <= max_width:
@@ -100,7 +99,7 @@ def _dashes(length: float, dash: tuple[float, ...], width: int) -> list[tuple[fl
 
 
 def _outline(canvas: np.ndarray, rect: Rect, style: LabelStyle, width: int) -> None:
-    """A frame of `width` pixels around `rect`, patterned on a black casing so that it reads on dark and bright parts."""
+    """A frame of `width` pixels around `rect`, patterned, on a black casing: it reads on dark and bright parts."""
     casing = max(1, width // 2)
     for grow, color, dash in ((casing, _CASING, ()), (0, style.color, style.dash)):
         w = width + 2 * grow
@@ -127,7 +126,7 @@ def _fill(canvas: np.ndarray, rect: Rect, color: Rgb) -> None:
 
 
 def _tag_place(box: Rect, w: int, h: int, area: Rect, taken: list[Rect], boxes: list[Rect], gap: int) -> Rect:
-    """Where a tag of `w` x `h` hides least of other tags and boxes: above, below, beside or inside its box, in `area`."""
+    """Where in `area` a tag of `w` x `h` hides least of other tags and boxes: above, below, beside or in its box."""
     spots = [
         (box.x1, box.y1 - h - gap),
         (box.x1, box.y2 + gap),
@@ -336,7 +335,7 @@ def save_picture(path: Path, image: np.ndarray) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data.tobytes())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise InvalidRequestError(
             f"{path} cannot be written: {error.strerror or error}.", field="out", remedy="Name a writable folder."

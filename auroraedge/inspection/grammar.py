@@ -142,7 +142,7 @@ class AnswerGrammar:
             case "verdict":
                 if kind is PromptKind.DESCRIBE:
                     return State("text")
-                if token_id == tok.ok_id and kind is not PromptKind.COUNT or kind is PromptKind.EXISTS:
+                if (token_id == tok.ok_id and kind is not PromptKind.COUNT) or kind is PromptKind.EXISTS:
                     return State("end")
                 return State("word")
             case "text":

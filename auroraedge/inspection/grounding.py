@@ -1,8 +1,8 @@
 """Defects from the grounding head's evidence: peaks, boxes, and the answer tokens that say them.
 
-The head (model.modeling.GroundingHead) tells for each of the 256 visual tokens whether a defect is centred there, which,
-and its box. Here the peaks become items of the answer grammar, so the places of an answer come from the evidence and
-its verdict from the decoder.
+The head (model.modeling.GroundingHead) tells for each of the 256 visual tokens whether a defect is centred there,
+which one, and its box. Here the peaks become items of the answer grammar, so the places of an answer come from the
+evidence and its verdict from the decoder.
 """
 
 from __future__ import annotations

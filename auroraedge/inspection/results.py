@@ -101,7 +101,7 @@ class ErrorDetail(_Model):
         return cls(reason=error.reason, message=error.message, remedy=error.remedy, field=error.field)
 
 
-def _new_id() -> str:
+def new_result_id() -> str:
     return str(uuid.uuid4())
 
 
@@ -112,7 +112,7 @@ def _now() -> datetime:
 class InspectionResult(_Model):
     """The verdict on one frame, what it rests on, and who gave it."""
 
-    result_id: str = Field(default_factory=_new_id)
+    result_id: str = Field(default_factory=new_result_id)
     created_at: AwareDatetime = Field(default_factory=_now)
     request: RequestInfo = RequestInfo()
     verdict: Verdict

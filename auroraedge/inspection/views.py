@@ -52,7 +52,7 @@ def plan_views(width: int, height: int, tiling: Tiling) -> list[View]:
     ys = _starts(height, h, min(tiling.overlap_px, h // 2))
     if len(xs) * len(ys) > tiling.max_views:
         raise ImageTooLargeError(
-            f"A frame of {width}x{height} pixels needs {len(xs) * len(ys)} views; the recipe allows {tiling.max_views}.",
+            f"A frame of {width}x{height} px needs {len(xs) * len(ys)} views; the recipe allows {tiling.max_views}.",
             field="image",
             remedy="Raise tiling.max_views or tiling.size_px in the recipe, or crop the frame.",
         )

@@ -74,9 +74,7 @@ class Compressor(nn.Module):
 
     def forward(self, visual_BND: torch.Tensor, mask_BN: torch.Tensor) -> torch.Tensor:
         norm = self.norm
-        return ops.compress(
-            visual_BND, mask_BN, norm.weight, norm.variance_epsilon, self.w1, self.b1, self.w2, self.b2
-        )
+        return ops.compress(visual_BND, mask_BN, norm.weight, norm.variance_epsilon, self.w1, self.b1, self.w2, self.b2)
 
 
 def _block_pool(patches: int, tokens: int) -> torch.Tensor | None:
@@ -158,9 +156,9 @@ class Fusion(nn.Module):
 class GroundingHead(nn.Module):
     """Where on the view which defect is: evidence that the answer's places are taken from. Ours, not the paper's.
 
-    evidence [B, N, 1 + labels + 4]: per visual token the logit that a defect is centred there, its label logits, and its
-    box (centre offset in cells, log of the size in cells; FCOS-like, arXiv 1904.01355). presence [B, labels + 1]: logits
-    that each label is on the view, and last that anything is.
+    evidence [B, N, 1 + labels + 4]: per visual token the logit that a defect is centred there, its label logits, and
+    its box (centre offset in cells, log of the size in cells; FCOS-like, arXiv 1904.01355). presence [B, labels + 1]:
+    logits that each label is on the view, and last that anything is.
     """
 
     def __init__(self, config: AuroraEdgeConfig) -> None:

@@ -1,4 +1,4 @@
-"""Images and prompts to model inputs, for training and for use in transformers. The runtime has its own torch-free path.
+"""Images and prompts to model inputs, for training and for transformers. The runtime has its own torch-free path.
 
 Both go through inspection.views, so that a view is the same pixels on either side.
 """

@@ -38,8 +38,8 @@ def summary_table(preset: str) -> Table:
         stock = counts["vision_model"] + counts["language_model"]
         table.add_row("paper", "total as stated (arXiv 2601.16615)", f"{PAPER_BILLIONS:.2f} B")
         table.caption = (
-            f"The two published backbones alone have {stock / 1e9:.3f} B parameters, more than the paper's total, so it "
-            f"cannot be a plain count in units of 10^9. In units of 2^30 ours is {counts['total'] / 2**30:.2f}; the rest "
-            "of the difference lies in connector widths that the paper does not give."
+            f"The two published backbones alone have {stock / 1e9:.3f} B parameters, more than the paper's total, so "
+            f"it cannot be a plain count in units of 10^9. In units of 2^30 ours is {counts['total'] / 2**30:.2f}; the "
+            "rest of the difference lies in connector widths that the paper does not give."
         )
     return table

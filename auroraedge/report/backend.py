@@ -86,7 +86,7 @@ class ServerBackend:
             raise EngineIncompatibleError(
                 f"The server's recipe '{recipe.id}' is {'missing' if own is None else 'not the same as the file'}.",
                 field="recipe",
-                remedy="Put the file into the server's recipe folder, or name the recipe by its id to use the server's.",
+                remedy="Put the file into the server's recipe folder, or name it by its id to use the server's.",
             )
         return own
 
@@ -109,7 +109,9 @@ class ServerBackend:
 
 
 def as_backend(inspector_or_client: Any, recipe_dirs: Sequence[Path] = ()) -> LocalBackend | ServerBackend:
-    """A backend over an Inspector or an InspectionClient (told apart by `server_info`)."""
+    """A backend over an Inspector or an InspectionClient (told apart by `server_info`); a backend stays as it is."""
+    if isinstance(inspector_or_client, LocalBackend | ServerBackend):
+        return inspector_or_client
     if hasattr(inspector_or_client, "server_info"):
         return ServerBackend(inspector_or_client)
     return LocalBackend(inspector_or_client, recipe_dirs)

@@ -98,10 +98,10 @@ def _pictures(entry: Entry, longest: int) -> tuple[bytes, bytes | None]:
     content = entry.item.path.read_bytes()
     if entry.result.image_sha256 and hashlib.sha256(content).hexdigest() != entry.result.image_sha256:
         raise _Changed
-    picture = thumbnail(decode_image(content), longest)
+    picture = thumbnail(decode_image(content).pixels, longest)
     golden = None
     if entry.result.reference_used and entry.item.reference is not None:
-        golden = thumbnail(decode_image(entry.item.reference.read_bytes()), longest)
+        golden = thumbnail(decode_image(entry.item.reference, field="reference").pixels, longest)
     return picture, golden
 
 

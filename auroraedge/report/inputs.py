@@ -7,7 +7,7 @@ import glob
 import io
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from pydantic import ValidationError
@@ -29,7 +29,7 @@ class InputItem:
     path: Path
     reference: Path | None = None
     recipe: str | None = None
-    request: RequestInfo = RequestInfo()
+    request: RequestInfo = field(default_factory=RequestInfo)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,9 @@ def collect_inputs(source: str | Path, *, references: Path | None = None, exclud
             return _from_manifest(path, lookup)
         return _from_paths(str(path), path.parent, [path], lookup)
     if glob.has_magic(str(source)):
-        found = sorted(Path(p) for p in glob.glob(str(source), recursive=True) if os.path.isfile(p))
+        # Path.glob takes no absolute pattern.
+        paths = (Path(p) for p in glob.glob(str(source), recursive=True))  # noqa: PTH207
+        found = sorted(p for p in paths if p.is_file())
         return _from_paths(str(source), _glob_base(str(source)), found, lookup)
     raise InvalidRequestError(
         f"There is no file or folder '{source}'.",
@@ -218,6 +220,4 @@ def _manifest_item(cells: Mapping[str, str], base: Path, lookup: _References | N
         return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
     own = cells.get("reference", "").replace("\\", "/")
     reference = base / own if own else (lookup.find(image) if lookup else None)
-    return InputItem(
-        name=image, path=base / image, reference=reference, recipe=cells.get("recipe"), request=request
-    )
+    return InputItem(name=image, path=base / image, reference=reference, recipe=cells.get("recipe"), request=request)

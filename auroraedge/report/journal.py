@@ -12,7 +12,7 @@ from typing import IO, Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from auroraedge.errors import InvalidRequestError
+from auroraedge.errors import InvalidImageError, InvalidRequestError
 from auroraedge.inspection.results import InspectionResult, RequestInfo
 
 try:
@@ -144,4 +144,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
+
+
+def read_file(path: Path, field: str) -> bytes:
+    """The bytes of an image file. Raises InvalidImageError naming `field` when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidImageError(
+            f"{path} cannot be read: {reason}.",
+            field=field,
+            remedy="Put the file in place and make it readable, then run again.",
+        ) from error

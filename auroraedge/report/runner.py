@@ -29,7 +29,7 @@ from auroraedge.report import statistics, tables
 from auroraedge.report.backend import LocalBackend, ServerBackend, as_backend
 from auroraedge.report.gallery import PageLimits
 from auroraedge.report.inputs import InputItem, InputSet, SkippedFile, collect_inputs
-from auroraedge.report.journal import Journal, Record, record_key, write_atomically
+from auroraedge.report.journal import Journal, Record, read_file, record_key, write_atomically
 from auroraedge.report.page import Report, render_page
 from auroraedge.report.statistics import Entry
 
@@ -298,18 +298,11 @@ def _read(item: InputItem) -> tuple[bytes | None, bytes | None, InvalidImageErro
     """The bytes of the image and of its golden sample, or why they cannot be read."""
     image = reference = None
     try:
-        image = item.path.read_bytes()
+        image = read_file(item.path, "image")
         if item.reference is not None:
-            reference = item.reference.read_bytes()
-    except OSError as error:
-        field, path = ("image", item.path) if image is None else ("reference", item.reference)
-        reason = error.strerror or type(error).__name__
-        failure = InvalidImageError(
-            f"{path} cannot be read: {reason}.",
-            field=field,
-            remedy="Put the file in place and make it readable, then run the report again.",
-        )
-        return image, None, failure
+            reference = read_file(item.reference, "reference")
+    except InvalidImageError as error:
+        return image, None, error
     return image, reference, None
 
 

@@ -210,7 +210,9 @@ class StageRow:
 
 def measured(entries: Iterable[Entry]) -> list[StageTimings]:
     """Timings of the images that got a verdict."""
-    return [e.result.timings for e in entries if e.result.verdict is not Verdict.ERROR and e.result.timings.total_ms > 0]
+    return [
+        e.result.timings for e in entries if e.result.verdict is not Verdict.ERROR and e.result.timings.total_ms > 0
+    ]
 
 
 def stage_rows(entries: Iterable[Entry]) -> list[StageRow]:
@@ -250,6 +252,4 @@ def all_labels(recipes: Iterable[Recipe]) -> list[str]:
 
 def label_titles(recipes: Iterable[Recipe], language: str) -> dict[str, str]:
     """Display names by label in `language`, where the recipes give one."""
-    return {
-        spec.name: spec.title[language] for recipe in recipes for spec in recipe.labels if spec.title.get(language)
-    }
+    return {spec.name: spec.title[language] for recipe in recipes for spec in recipe.labels if spec.title.get(language)}

@@ -11,16 +11,19 @@ from typing import Any
 from auroraedge.report import statistics
 from auroraedge.report.statistics import Entry
 
+# fmt: off
 IMAGE_COLUMNS = (
-    "file verdict ng_probability defects labels predicted_class class_probability recipe_id recipe_version "
-    "recipe_sha256 model_id engine_sha256 image_sha256 image_width image_height reference reference_used views "
-    "request_id part_id lot line station camera job exposure_us captured_at verdict_ms total_ms warnings error_reason "
-    "error_message error_remedy result_id created_at"
-).split()
+    "file", "verdict", "ng_probability", "defects", "labels", "predicted_class", "class_probability", "recipe_id",
+    "recipe_version", "recipe_sha256", "model_id", "engine_sha256", "image_sha256", "image_width", "image_height",
+    "reference", "reference_used", "views", "request_id", "part_id", "lot", "line", "station", "camera", "job",
+    "exposure_us", "captured_at", "verdict_ms", "total_ms", "warnings", "error_reason", "error_message",
+    "error_remedy", "result_id", "created_at",
+)
 DEFECT_COLUMNS = (
-    "file verdict defect label severity confidence x1 y1 x2 y2 image_width image_height recipe_id part_id lot line "
-    "station camera result_id"
-).split()
+    "file", "verdict", "defect", "label", "severity", "confidence", "x1", "y1", "x2", "y2", "image_width",
+    "image_height", "recipe_id", "part_id", "lot", "line", "station", "camera", "result_id",
+)
+# fmt: on
 _REQUEST = ("request_id", "part_id", "lot", "line", "station", "camera", "job")
 
 

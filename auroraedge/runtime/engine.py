@@ -19,7 +19,6 @@ from auroraedge.inspection.tokenizer import InspectionTokenizer
 from auroraedge.manifest import check_target, verify_package
 from auroraedge.runtime.session import GraphSession, OrtSession
 
-
 _GRAPHS = ("vision", "fusion", "decoder")
 _SUPPORTED = (IMAGE_SIZE, PATCH_SIZE, LOCATION_BINS)
 # Views that go through the encoder together; more gain nothing on a CPU and cost memory.
@@ -41,11 +40,11 @@ def _read_json(path: Path, model: type[_Settings]) -> _Settings | None:
 class RecipeCalibration(BaseModel):
     """What validation data taught about one recipe. The defaults use the verdict token alone.
 
-    P(NG) = sigmoid(verdict * v + evidence * e + presence * p + bias), where v is the log-odds of the verdict token, e the
-    strongest evidence of a defect and p the grounding head's log-odds that anything is there, each the largest over the
-    frame's views. A defect's confidence c becomes sigmoid(logit(c) / confidence_temperature + confidence_bias).
+    P(NG) = sigmoid(verdict * v + evidence * e + presence * p + bias), where v is the log-odds of the verdict token, e
+    the strongest evidence of a defect and p the grounding head's log-odds that anything is there, each the largest over
+    the frame's views. A defect's confidence c becomes sigmoid(logit(c) / confidence_temperature + confidence_bias).
     label_presence: weight of the head's presence logits beside the decoder's label logits when a frame is classified.
-    details: where the list of defects comes from; 'decoder' also where the head does not know the recipe's labels.
+    details: where the list of defects comes from; 'decoder' also where the head lacks one of the recipe's labels.
     eos_bias: added to the logit of ending the decoder's list; negative values find more.
     """
 
@@ -138,7 +137,9 @@ class EnginePackage:
         self.calibration = _read_json(path / "calibration.json", Calibration) or Calibration()
         processor = _read_json(path / "processor.json", ProcessorSettings)
         if processor is None or (processor.image_size, processor.patch_size, processor.location_bins) != _SUPPORTED:
-            raise EngineIncompatibleError("processor.json asks for other views than this version makes.", field="engine")
+            raise EngineIncompatibleError(
+                "processor.json asks for other views than this version makes.", field="engine"
+            )
         self.processor = processor
         self.vision, self.fusion, self.decoder = (self._session(name, threads) for name in _GRAPHS)
 

@@ -85,9 +85,7 @@ class _Batch:
             embeds[i, longest - len(row.prefix) :] = row.prefix
             self.mask[i, longest - len(row.prefix) :] = 1.0
         empty = np.zeros((len(rows), decoder.kv_heads, 0, decoder.head_dim), dtype=np.float32)
-        self.cache = {
-            f"past.{layer}.{kind}": empty for layer in range(decoder.layers) for kind in ("key", "value")
-        }
+        self.cache = {f"past.{layer}.{kind}": empty for layer in range(decoder.layers) for kind in ("key", "value")}
         self.logits = self._run(embeds, longest)
 
     def _run(self, embeds: np.ndarray, length: int) -> np.ndarray:
@@ -121,9 +119,7 @@ class _Batch:
         self.rows = [self.rows[i] for i in kept]
 
 
-def generate(
-    engine: EnginePackage, rows: Sequence[Row], *, on_prefill: Callable[[], None] | None = None
-) -> None:
+def generate(engine: EnginePackage, rows: Sequence[Row], *, on_prefill: Callable[[], None] | None = None) -> None:
     """Completes the answers of `rows` in place. `on_prefill` is called when every verdict is known."""
     if not rows:
         return

@@ -25,6 +25,7 @@ from auroraedge.inspection.results import (
     RequestInfo,
     StageTimings,
     Verdict,
+    new_result_id,
 )
 from auroraedge.inspection.views import View, check_reference, merge_defects, patchify, plan_views, render_view
 from auroraedge.runtime.engine import EngineInfo, EnginePackage, RecipeCalibration
@@ -58,6 +59,7 @@ class _Prepared:
     began: float
     decode_ms: float
     preprocess_ms: float
+    result_id: str = field(default_factory=new_result_id)
     rows: list[Row] = field(default_factory=list)
     evidence: np.ndarray | None = None  # [views, 256, 1 + labels + 4]
     presence: np.ndarray | None = None  # [views, labels + 1]
@@ -66,6 +68,11 @@ class _Prepared:
     prefill_ms: float = 0.0
     verdict_ms: float = 0.0
     generate_ms: float = 0.0
+
+
+def _compares(job: InspectionJob) -> bool:
+    """Whether the frame is seen beside its golden sample; one that the recipe does not ask for is left alone."""
+    return job.reference is not None and job.recipe.golden_reference != "none"
 
 
 def _ms(since: float) -> float:
@@ -180,7 +187,7 @@ class Inspector:
         counted = parsed.kind is PromptKind.COUNT and (many or grounded)
         asked = parsed
         if counted:
-            asked = build_prompt(PromptKind.LOCATE, parsed.labels, parsed.target, reference=reference is not None)
+            asked = build_prompt(PromptKind.LOCATE, parsed.labels, parsed.target, reference=_compares(job))
         item = self._prepare(job, asked, whole=parsed.kind is PromptKind.FREE)
         self._run([item])
         answers = [row.parsed() for row in item.rows]
@@ -220,7 +227,9 @@ class Inspector:
     ) -> Iterator[GeneratedToken]:
         """Streams the answer to a prompt about the whole frame, seen as one view, token by token."""
         if max_new_tokens < 1:
-            raise InvalidRequestError(f"max_new_tokens is {max_new_tokens}; it must be positive.", field="max_new_tokens")
+            raise InvalidRequestError(
+                f"max_new_tokens is {max_new_tokens}; it must be positive.", field="max_new_tokens"
+            )
         job = InspectionJob(image=image, recipe=recipe, reference=reference)
         item = self._prepare(job, self._as_prompt(prompt, job), whole=True)
         self._encode([item])
@@ -241,7 +250,7 @@ class Inspector:
     def _as_prompt(self, prompt: str | Prompt, job: InspectionJob) -> Prompt:
         if isinstance(prompt, Prompt):
             return prompt
-        return parse_prompt(prompt, job.recipe, reference=job.reference is not None)
+        return parse_prompt(prompt, job.recipe, reference=_compares(job))
 
     def _prepare(self, job: InspectionJob, prompt: Prompt | None = None, *, whole: bool = False) -> _Prepared:
         began = time.perf_counter()
@@ -250,12 +259,14 @@ class Inspector:
         golden = None
         if recipe.golden_reference == "required" and job.reference is None:
             raise ReferenceRequiredError(f"Recipe '{recipe.id}' compares with a golden sample.", field="reference")
-        if job.reference is not None and recipe.golden_reference != "none":
+        if job.reference is not None and _compares(job):
             golden = decode_image(job.reference, self._limits, field="reference").pixels
             check_reference(image.pixels, golden)
         decode_ms = _ms(began)
         started = time.perf_counter()
-        plan = [View(0, 0, image.width, image.height)] if whole else plan_views(image.width, image.height, recipe.tiling)
+        plan = (
+            [View(0, 0, image.width, image.height)] if whole else plan_views(image.width, image.height, recipe.tiling)
+        )
         patches = patchify(np.stack([render_view(image.pixels, view, golden) for view in plan]))
         if prompt is None:
             kind = PromptKind.CLASSIFY if recipe.task == "classify" else PromptKind.INSPECT
@@ -303,9 +314,7 @@ class Inspector:
         for item in items:
             item.vision_ms, item.prefill_ms = vision_ms, fusion_ms
 
-    def _run(
-        self, items: Sequence[_Prepared], *, on_verdict: Callable[[InspectionResult], None] | None = None
-    ) -> None:
+    def _run(self, items: Sequence[_Prepared], *, on_verdict: Callable[[InspectionResult], None] | None = None) -> None:
         if not items:
             return
         self._encode(items)
@@ -346,7 +355,24 @@ class Inspector:
                     bias[first_token] = calibration.label_presence * float(item.presence[view, index])
         return bias
 
-    def features(self, item: _Prepared) -> dict[str, float]:
+    def examine(self, job: InspectionJob) -> tuple[dict[str, float], list[Defect]]:
+        """What calibration is fitted on: the features of P(NG), and the merged defects with raw confidences."""
+        item = self._prepare(job)
+        self._run([item])
+        image, recipe = item.image, job.recipe
+        found = [
+            Defect(
+                label=part.label,
+                severity=recipe.label(part.label).severity,
+                box=view.to_source(part.box, image.width, image.height),
+                confidence=part.confidence,
+            )
+            for index, view in enumerate(item.plan)
+            for part in self._raw_items(item, index)
+        ]
+        return self._features(item), merge_defects(found, recipe.merge_iou)
+
+    def _features(self, item: _Prepared) -> dict[str, float]:
         """What P(NG) is computed from (see RecipeCalibration), each the largest over the frame's views."""
         found = {"verdict": max(row.verdict_logit for row in item.rows if row.verdict_logit is not None)}
         if item.evidence is not None and item.presence is not None:
@@ -356,7 +382,7 @@ class Inspector:
     def _ng_probability(self, item: _Prepared) -> float:
         """Calibrated P(NG) of the frame. A prompt about one label is answered by the verdict token alone."""
         calibration = self._package.calibration.of(item.job.recipe.id)
-        features = self.features(item)
+        features = self._features(item)
         if item.prompt.target is not None:
             return _sigmoid(features["verdict"])
         return _sigmoid(calibration.bias + sum(getattr(calibration, name) * x for name, x in features.items()))
@@ -364,19 +390,21 @@ class Inspector:
     def _items(self, item: _Prepared, view: int) -> Sequence[ParsedItem]:
         """The defects of one view, boxes in 0..1 of it, with the confidence of the recipe's calibration."""
         recipe = item.job.recipe
-        if not item.grounded:
-            found = item.rows[view].parsed().items
-        else:
-            assert item.evidence is not None
-            found = evidence_items(
-                item.evidence[view],
-                self._package.processor.grounding_labels,
-                item.prompt.labels,
-                iou=recipe.merge_iou,
-                limit=recipe.max_defects_per_view,
-            )
         calibration = self._package.calibration.of(recipe.id)
+        found = self._raw_items(item, view)
         return [replace(part, confidence=_calibrated_confidence(part.confidence, calibration)) for part in found]
+
+    def _raw_items(self, item: _Prepared, view: int) -> Sequence[ParsedItem]:
+        if not item.grounded:
+            return item.rows[view].parsed().items
+        assert item.evidence is not None
+        recipe, known = item.job.recipe, self._package.processor.grounding_labels
+        # All labels of the recipe compete, also when the prompt asks for one of them.
+        labels = tuple(label for label in recipe.label_names if label in known)
+        found = evidence_items(
+            item.evidence[view], known, labels, iou=recipe.merge_iou, limit=recipe.max_defects_per_view
+        )
+        return [part for part in found if part.label in item.prompt.labels]
 
     def _answer_texts(self, item: _Prepared) -> list[str]:
         """The answer of each view as tokens spell it."""
@@ -441,6 +469,7 @@ class Inspector:
                 best = max(range(len(answers)), key=lambda i: item.rows[i].verdict_logit or 0.0)
                 label, class_probability = answers[best].label, answers[best].label_confidence
         return InspectionResult(
+            result_id=item.result_id,
             request=item.job.request,
             verdict=verdict,
             ng_probability=probability,

@@ -140,8 +140,12 @@ def presence_loss(logits_BK: torch.Tensor, samples: Sequence[Sample], class_inde
 
 
 def token_head_loss(
-    logits_m5v: torch.Tensor, classes_m: torch.Tensor, boxes_m4: torch.Tensor, label_ids: torch.Tensor,
-    loc_ids: torch.Tensor, soft_targets_vv: torch.Tensor,
+    logits_m5v: torch.Tensor,
+    classes_m: torch.Tensor,
+    boxes_m4: torch.Tensor,
+    label_ids: torch.Tensor,
+    loc_ids: torch.Tensor,
+    soft_targets_vv: torch.Tensor,
 ) -> torch.Tensor:
     """Mean cross-entropy of the five tokens of each positive block; locations against soft targets."""
     last = len(loc_ids) - 1

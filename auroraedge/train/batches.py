@@ -23,8 +23,8 @@ class Batch:
     """B views and R >= B prompts about them. Prompts are padded on the left, answers on the right.
 
     pixel_values [B, 256, 768] float32 in -1..1; view [R]: the view of each prompt; input_ids, attention_mask [R, t];
-    answer_ids, answer_mask [R, a]: the answer without its last token; labels, weights [R, a + 1]. presence [R, t]: 1 where
-    the prompt's token is a label that is on the view, 0 where it is a label that is not, -1 for all other tokens.
+    answer_ids, answer_mask [R, a]: the answer without its last token; labels, weights [R, a + 1]. presence [R, t]: 1
+    where the prompt's token is a label that is on the view, 0 where it is one that is not, -1 for all other tokens.
     """
 
     samples: tuple[Sample, ...]
@@ -141,7 +141,7 @@ def prefetch(make: Iterator[Batch], depth: int = 3) -> Iterator[Batch]:
                 if not put(batch):
                     return
             put(None)
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+        except BaseException as error:
             put(error)
 
     thread = threading.Thread(target=work, daemon=True, name="batches")

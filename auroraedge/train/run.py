@@ -14,7 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -105,6 +106,8 @@ class Trainer:
         self.progress = Progress(stage=0, step=0, settings_sha256=self.settings_sha)
         self.writer = SummaryWriter(str(out / "tensorboard"))
         self.optimizer = self._optimizer(self.stages[0])
+        self.last = float("nan")
+        self._history: list[dict[str, float]] = []
 
     def _optimizer(self, stage: StageSettings) -> MasterAdamW:
         """An optimiser over the parts that the stage trains; the others are frozen."""
@@ -234,15 +237,14 @@ class Trainer:
                             self.save()
                 except KeyboardInterrupt:
                     self.save()
-                    console.print(f"Interrupted and saved at {stage.name} step {self.progress.step}; "
-                                  "run the same command again to go on.")
+                    console.print(
+                        f"Interrupted and saved at {stage.name} step {self.progress.step}; "
+                        "run the same command again to go on."
+                    )
                     raise
             self.save()
         self.validate(global_step)
         self.export()
-
-    last = float("nan")
-    _history: list[dict[str, float]] = []
 
     def _record(self, step: int, losses: dict[str, torch.Tensor], norm: float, factor: float, seconds: float) -> None:
         values = {name: float(value.detach()) for name, value in losses.items()}
@@ -349,12 +351,17 @@ def main_train(
 ) -> Path:
     """Trains a recipe, resuming where `out` holds a checkpoint; returns the folder of the exported model.
 
+    Without a pack the generator's parts are all there is: the other sources of the stages' mixes are left out.
     overrides replace fields of TrainSettings, stage_overrides[name] fields of a stage. Raises TrainingError,
     DatasetError, MissingDependencyError.
     """
     run, stages = load_training(recipe)
     run = run.model_copy(update={k: v for k, v in overrides.items() if v is not None})
     stages = [s.model_copy(update=(stage_overrides or {}).get(s.name, {})) for s in stages]
+    if pack is None:
+        stages = [
+            s.model_copy(update={"mix": {n: w for n, w in s.mix.items() if n.startswith("generated_")}}) for s in stages
+        ]
     trainer = Trainer(run, stages, pack, out)
     trainer.resume(extend=extend)
     counts = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in parameter_counts(trainer.model).items())

@@ -125,4 +125,3 @@ def score_views(samples: Sequence[Sample], answers: Sequence[Answer]) -> dict[st
     if classed:
         scores["class"] = named / classed
     return scores
-

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,3 +27,46 @@ def pack_dir() -> Path:
     if not found.is_dir():
         pytest.skip("the inspection pack is not here (set AURORAEDGE_PACK)")
     return found
+
+
+@dataclass(frozen=True)
+class TinyEngine:
+    """An engine of one layer everywhere with random weights, and the torch model that it was built from."""
+
+    model: Any
+    model_folder: Path
+    fp32: Path
+    int8: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> TinyEngine:
+    """Built once by the real engine build; about half a minute."""
+    torch = pytest.importorskip("torch")
+    from auroraedge.config import PRESETS
+    from auroraedge.inspection.recipe import list_recipes
+    from auroraedge.model import AuroraEdgeConfig, AuroraEdgeForConditionalGeneration
+    from engine_build.steps import build_engine
+    from engine_build.targets import load_target
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer_file = ROOT / "models" / "nano" / "tokenizer.json"
+    tokenizer = InspectionTokenizer.load(tokenizer_file)
+    preset = replace(PRESETS["nano"], vision_layers=1, text_layers=2)
+    torch.manual_seed(3)
+    config = AuroraEdgeConfig.from_preset(
+        preset,
+        vocab_size=-(-tokenizer.vocab_size // 64) * 64,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+        grounding_labels=sorted({label for recipe in list_recipes() for label in recipe.label_names}),
+    )
+    model = AuroraEdgeForConditionalGeneration(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.06)
+    model.save_pretrained(folder / "model")
+    (folder / "model" / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    for precision in ("fp32", "int8"):
+        build_engine(load_target("cpu"), str(folder / "model"), folder / precision, precision=precision, views=6)
+    return TinyEngine(model=model, model_folder=folder / "model", fp32=folder / "fp32", int8=folder / "int8")

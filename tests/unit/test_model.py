@@ -200,9 +200,7 @@ def test_compressor_starts_as_a_block_pool(compressed: int) -> None:
 def test_op_reference_against_float64() -> None:
     q, k, v = (torch.randn(2, 4, n, 16) for n in (5, 33, 33))
     mask = (torch.rand(2, 33) > 0.3).float()
-    exact = torch.softmax(
-        (q.double() @ k.double().mT) / 4 + (1 - mask.double())[:, None, None] * -1e9, -1
-    ) @ v.double()
+    exact = torch.softmax((q.double() @ k.double().mT) / 4 + (1 - mask.double())[:, None, None] * -1e9, -1) @ v.double()
     assert torch.allclose(ops.fusion_attention(q, k, v, mask).double(), exact, atol=1e-5)
     x, g = torch.randn(2, 33, 16), torch.rand(16)
     w1, b1, w2, b2 = torch.randn(24, 40), torch.randn(24), torch.randn(8, 24), torch.randn(8)

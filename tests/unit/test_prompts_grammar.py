@@ -63,9 +63,7 @@ def _prompt(kind: PromptKind, recipe: Recipe) -> Prompt:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_every_allowed_path_parses(
-    tokenizer: InspectionTokenizer, recipe: Recipe, kind: PromptKind, seed: int
-) -> None:
+def test_every_allowed_path_parses(tokenizer: InspectionTokenizer, recipe: Recipe, kind: PromptKind, seed: int) -> None:
     rng = np.random.default_rng(seed)
     grammar = AnswerGrammar(tokenizer, _prompt(kind, recipe), max_items=3)
     state, ids = grammar.start(), []

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -38,7 +40,7 @@ def test_squares_cover_the_frame_with_the_overlap(width: int, height: int, size:
     ):
         assert starts[0] == 0
         assert starts[-1] + side == length
-        assert all(a + side - b >= overlap for a, b in zip(starts, starts[1:], strict=False))
+        assert all(a + side - b >= overlap for a, b in itertools.pairwise(starts))
 
 
 def test_whole_is_one_view_and_short_side_is_the_default_square() -> None:
@@ -81,9 +83,7 @@ def test_boxes_return_to_the_source_and_are_clipped() -> None:
 
 def _defect(label: str, box: tuple[float, float, float, float], confidence: float) -> Defect:
     x1, y1, x2, y2 = box
-    return Defect(
-        label=label, severity=Severity.MAJOR, box=Box(x1=x1, y1=y1, x2=x2, y2=y2), confidence=confidence
-    )
+    return Defect(label=label, severity=Severity.MAJOR, box=Box(x1=x1, y1=y1, x2=x2, y2=y2), confidence=confidence)
 
 
 def test_copies_of_overlapping_views_are_merged() -> None:

@@ -1,0 +1,334 @@
+"""The command line. Each command parses, calls one library function, and maps errors to exit codes.
+
+Exit codes: 0 done (also when parts are NG), 1 internal error, 2 wrong input or usage, 3 not found, 4 cannot work as
+installed or configured, 5 server not available or overloaded, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from auroraedge.errors import AuroraEdgeError, InvalidRequestError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_CODES = {
+    "INVALID_ARGUMENT": 2,
+    "NOT_FOUND": 3,
+    "FAILED_PRECONDITION": 4,
+    "UNAVAILABLE": 5,
+    "RESOURCE_EXHAUSTED": 5,
+    "DEADLINE_EXCEEDED": 5,
+}
+INTERRUPTED = 130
+# Packages of the optional extras, by the name that an ImportError carries.
+_EXTRAS = {"torch": "train", "transformers": "train", "tensorboard": "train", "onnx": "train", "onnxscript": "export"}
+
+app = typer.Typer(
+    name="auroraedge",
+    help="Industrial inspection: frame and prompt in; verdict, defects and report out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+engine_app = typer.Typer(help="Engine packages.", no_args_is_help=True)
+recipes_app = typer.Typer(help="Recipes: what to look for on a part.", invoke_without_command=True)
+app.add_typer(engine_app, name="engine")
+app.add_typer(recipes_app, name="recipes")
+
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", "-r", envvar="AURORAEDGE_RECIPE", help="Recipe id, or a recipe's YAML file.")
+]
+ServerOption = Annotated[
+    str | None, typer.Option("--server", envvar="AURORAEDGE_SERVER", help="host:port; else this process inspects.")
+]
+EngineOption = Annotated[
+    Path | None, typer.Option("--engine", envvar="AURORAEDGE_ENGINE", help="Engine package; else the embedded one.")
+]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; else all cores.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON to stdout instead of tables.")]
+LanguageOption = Annotated[str, typer.Option(help="Language of the labels where the recipe has titles: de, zh, ...")]
+
+
+def _console(*, to_stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=to_stderr)
+
+
+def _fail(error: AuroraEdgeError) -> typer.Exit:
+    """Prints the error and its remedy; returns the exit."""
+    where = f"{error.field}: " if error.field else ""
+    typer.echo(f"error: {where}{error.message}\n  {error.remedy}", err=True)
+    return typer.Exit(EXIT_CODES.get(error.grpc_code, 1))
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    try:
+        yield
+    except AuroraEdgeError as error:
+        raise _fail(error) from error
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        missing = MissingDependencyError(
+            f"This command needs the package '{package}', which is not installed.",
+            remedy=f"Install it: pip install 'auroraedge[{_EXTRAS[package]}]'",
+        )
+        raise _fail(missing) from error
+    except KeyboardInterrupt as error:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(INTERRUPTED) from error
+
+
+def _need_recipe(recipe: str | None) -> str:
+    if recipe is None:
+        raise InvalidRequestError(
+            "No recipe is named.",
+            field="recipe",
+            remedy="Name one with --recipe ID; `auroraedge recipes` lists them.",
+        )
+    return recipe
+
+
+@app.command()
+def inspect(
+    image: Annotated[Path, typer.Argument(help="Image file to inspect.", show_default=False)],
+    recipe: RecipeOption = None,
+    reference: Annotated[Path | None, typer.Option(help="Golden sample: a defect-free part, aligned.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Ask instead: 'count short', 'locate short', 'describe'.")] = None,
+    server: ServerOption = None,
+    engine: EngineOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Annotated picture, .png or .jpg [default: IMAGE_inspected.png here; none with --json]"),
+    ] = None,
+    as_json: JsonOption = False,
+    language: LanguageOption = "en",
+    threads: ThreadsOption = None,
+) -> None:
+    """Inspects one image: verdict, defects, and a picture with both."""
+    from auroraedge.inspection.results import error_result
+    from auroraedge.report.backend import open_backend
+    from auroraedge.report.console import outcome_view
+    from auroraedge.report.single import inspect_file
+
+    picture = out if out is not None or as_json else Path(f"{image.stem}_inspected.png")
+    with _exit_codes():
+        try:
+            chosen = _need_recipe(recipe)
+            with open_backend(server=server, engine=engine, threads=threads) as backend:
+                outcome = inspect_file(
+                    backend, image, chosen, reference=reference, prompt=prompt, picture=picture, language=language
+                )
+        except AuroraEdgeError as error:
+            if as_json:  # a program that reads stdout sees ERROR there, never nothing
+                typer.echo(error_result(error, image_name=image.name).model_dump_json(indent=2))
+            raise
+        if as_json:
+            found = outcome.result or outcome.answer
+            assert found is not None
+            typer.echo(found.model_dump_json(indent=2))
+        else:
+            _console().print(outcome_view(outcome))
+
+
+@app.command()
+def report(
+    source: Annotated[
+        str, typer.Argument(help="Folder, image, quoted glob pattern, or CSV manifest.", metavar="FOLDER")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the report; a report that was cut short is continued there.")],
+    recipe: RecipeOption = None,
+    references: Annotated[Path | None, typer.Option(help="Folder with golden samples of the same names.")] = None,
+    server: ServerOption = None,
+    engine: EngineOption = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+    language: LanguageOption = "en",
+    recipe_dir: Annotated[list[Path] | None, typer.Option(help="Folder with more recipes; may be repeated.")] = None,
+    generated_at: Annotated[
+        datetime | None, typer.Option(help="Time printed in the report, UTC [default: now].")
+    ] = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Inspects many images and writes one HTML page, CSV, COCO and JSON."""
+    from datetime import UTC
+
+    from auroraedge.report.backend import open_backend
+    from auroraedge.report.console import summary_view
+    from auroraedge.report.runner import run_report
+
+    with _exit_codes():
+        with open_backend(server=server, engine=engine, threads=threads, recipe_dirs=recipe_dir or ()) as backend:
+            summary = run_report(
+                source,
+                out,
+                recipe,
+                backend,
+                references=references,
+                title=title,
+                language=language,
+                generated_at=generated_at.replace(tzinfo=UTC) if generated_at else None,
+                console=_console(to_stderr=True),
+            )
+        _console().print(summary_view(summary, shlex.join(["auroraedge", *sys.argv[1:]])))
+        if summary.stopped_by is not None:
+            raise summary.stopped_by
+        if summary.interrupted:
+            raise typer.Exit(INTERRUPTED)
+
+
+@app.command("eval")
+def evaluate(
+    pack: Annotated[Path, typer.Option(help="Folder of annotated image sets.")],
+    set_name: Annotated[str, typer.Option("--set", help="Set of the pack, e.g. deeppcb.")],
+    split: Annotated[str, typer.Option(help="Split of the set, e.g. test.")],
+    recipe: RecipeOption = None,
+    engine: EngineOption = None,
+    out: Annotated[Path | None, typer.Option(help="JSONL of predictions; the same command continues from it.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many annotated images.")] = None,
+    baseline: Annotated[bool, typer.Option(help="Also score the classical baseline.")] = True,
+    as_json: JsonOption = False,
+    threads: ThreadsOption = None,
+) -> None:
+    """Scores an engine on annotated images, with intervals and a classical baseline."""
+    with _exit_codes():
+        from auroraedge.evaluate import evaluate as run_evaluation
+        from auroraedge.evaluate import print_report
+        from auroraedge.runtime import Inspector
+
+        with Inspector.open(engine, threads=threads) as inspector:
+            scores = run_evaluation(pack, set_name, split, inspector, recipe, limit, baseline, out=out)
+        if as_json:
+            typer.echo(scores.model_dump_json(indent=2, exclude={"predictions", "baseline_predictions"}))
+        else:
+            print_report(scores)
+        if scores.interrupted:
+            raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Training recipe, or its YAML file.")] = "nano",
+    pack: Annotated[
+        Path | None, typer.Option(help="Folder of annotated image sets; without it, generated parts only.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of checkpoints; training resumes from them.")] = Path("runs/nano"),
+    extend: Annotated[bool, typer.Option(help="Go on after the last stage with changed settings.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Overrides the recipe's.")] = None,
+    precision: Annotated[str | None, typer.Option(help="bf16 or fp32; overrides the recipe's.")] = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Trains a model (needs the extra `train`)."""
+    with _exit_codes():
+        from auroraedge.train.run import main_train
+
+        model = main_train(recipe, pack=pack, out=out, extend=extend, seed=seed, precision=precision, threads=threads)
+        typer.echo(f"model: {model}")
+
+
+@app.command()
+def samples(
+    folder: Annotated[Path, typer.Argument(help="New folder to fill.", metavar="DIR")],
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same parts.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Parts of each of three kinds.")] = 12,
+) -> None:
+    """Draws sample parts with a manifest, to try the product without photographs."""
+    with _exit_codes():
+        from auroraedge.data.samples import write_samples
+
+        paths = write_samples(folder, seed=seed, n_per_kind=count)
+        manifest = folder / "manifest.csv"
+        typer.echo(f"{len(paths)} parts in {folder}. Try: auroraedge report {shlex.quote(str(manifest))} --out report")
+
+
+@engine_app.command("verify")
+def engine_verify(folder: Annotated[Path, typer.Argument(help="Engine package.", metavar="DIR")]) -> None:
+    """Checks that every file of a package is there and unchanged."""
+    with _exit_codes():
+        from auroraedge.manifest import verify_package
+
+        manifest = verify_package(folder)
+        typer.echo(f"{folder}: {manifest.model_id} for {manifest.target}, {len(manifest.files)} files are unchanged")
+        typer.echo(f"engine {manifest.engine_sha256}")
+
+
+@engine_app.command("inspect")
+def engine_inspect(
+    folder: Annotated[Path, typer.Argument(help="Engine package.", metavar="DIR")], as_json: JsonOption = False
+) -> None:
+    """Shows what a package holds: model, target, precision, inputs and outputs, parity."""
+    with _exit_codes():
+        from auroraedge.manifest import load_manifest
+        from auroraedge.report.console import manifest_view
+
+        manifest = load_manifest(folder)
+        if as_json:
+            typer.echo(manifest.model_dump_json(indent=2))
+        else:
+            _console().print(manifest_view(manifest))
+
+
+@recipes_app.callback()
+def recipes(
+    context: typer.Context,
+    recipe_dir: Annotated[list[Path] | None, typer.Option(help="Folder with more recipes; may be repeated.")] = None,
+) -> None:
+    """Lists the recipes; `recipes show ID` prints one."""
+    context.obj = tuple(recipe_dir or ())
+    if context.invoked_subcommand is None:
+        with _exit_codes():
+            from auroraedge.inspection.recipe import list_recipes
+            from auroraedge.report.console import recipe_list
+
+            _console().print(recipe_list(list_recipes(context.obj)))
+
+
+@recipes_app.command("show")
+def recipes_show(
+    context: typer.Context, recipe: Annotated[str, typer.Argument(help="Recipe id, or a YAML file.", metavar="ID")]
+) -> None:
+    """Prints a recipe as YAML, a start for one of your own."""
+    with _exit_codes():
+        import yaml
+
+        from auroraedge.inspection.recipe import load_recipe
+
+        content: dict[str, Any] = load_recipe(recipe, context.obj).model_dump(mode="json", exclude_none=True)
+        typer.echo(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120).rstrip())
+
+
+@app.command()
+def version() -> None:
+    """Prints the version, and the embedded engine's."""
+    import auroraedge
+    from auroraedge.manifest import load_manifest
+    from auroraedge.runtime.inspector import DEFAULT_ENGINE
+
+    typer.echo(f"auroraedge {auroraedge.__version__}")
+    try:
+        manifest = load_manifest(DEFAULT_ENGINE)
+    except AuroraEdgeError as error:
+        typer.echo(f"embedded engine: none ({error.message})")
+    else:
+        typer.echo(f"embedded engine: {manifest.model_id} {manifest.engine_sha256[:12]}")
+
+
+def main() -> None:
+    """Entry point of `auroraedge`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Fits what turns an engine's figures into probabilities and thresholds, on a validation split.
+
+    python -m calib.verdict --pack DIR [--engine DIR] --out models/nano/calibration.json
+
+Writes calibration.json (runtime.engine.Calibration) and prints, by recipe, the thresholds that the recipe should have.
+Never give it a test split: what is chosen here must not be reported there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from auroraedge.data.pack import PackItem, Truth, load_image, load_pack_set
+from auroraedge.inspection.recipe import Recipe, load_recipe
+from auroraedge.inspection.results import Box, Defect
+from auroraedge.runtime import InspectionJob, Inspector
+from auroraedge.runtime.engine import Calibration, RecipeCalibration
+
+SETS = {
+    "deeppcb": "pcb",
+    "magnetic_tile": "magnetic_tile",
+    "ball_screw": "ball_screw",
+    "steel_strip_xsdd": "steel_strip",
+}
+FEATURES = ("verdict", "evidence", "presence")
+MATCH_IOU = 0.33
+# Ridge on the weights: with a few hundred separable images an unpenalised fit would be certain of everything.
+_RIDGE = 2.0
+
+
+def fit_logistic(x: np.ndarray, y: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
+    """Weights [k] and bias of a ridge-penalised logistic regression by Newton's method; classes weigh the same.
+
+    x [n, k], y [n] in {0, 1}. The penalty acts on the weights of standardised features.
+    """
+    mean, scale = x.mean(0), x.std(0) + 1e-9
+    design = np.column_stack([(x - mean) / scale, np.ones(len(x))])
+    importance = np.where(y == 1, 0.5 / max(y.mean(), 1e-9), 0.5 / max(1 - y.mean(), 1e-9))
+    penalty = np.diag([ridge] * x.shape[1] + [1e-6])
+    w = np.zeros(design.shape[1])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(design @ w, -30, 30)))
+        gradient = design.T @ (importance * (p - y)) + penalty @ w
+        hessian = design.T @ (design * (importance * p * (1 - p))[:, None]) + penalty
+        step = np.linalg.solve(hessian, gradient)
+        w -= step
+        if np.abs(step).max() < 1e-8:
+            break
+    weights = w[:-1] / scale
+    return weights, float(w[-1] - weights @ mean)
+
+
+def matched(defects: list[Defect], item: PackItem) -> list[bool]:
+    """For each defect, most confident first, whether it finds a new true box of its label (IoU above 0.33)."""
+    free = [(o.label, Box(x1=o.bbox[0], y1=o.bbox[1], x2=o.bbox[2], y2=o.bbox[3])) for o in item.objects]
+    hits = []
+    for defect in defects:
+        assert defect.box is not None
+        options = [(defect.box.iou(box), i) for i, (label, box) in enumerate(free) if label == defect.label]
+        best = max(options, default=(0.0, -1))
+        hits.append(best[0] > MATCH_IOU)
+        if hits[-1]:
+            free.pop(best[1])
+    return hits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examined:
+    features: dict[str, float]
+    defects: list[Defect]
+    hits: list[bool]
+    defective: bool
+    boxes: int
+
+
+def examine_set(inspector: Inspector, items: list[PackItem], recipe: Recipe, console: Console) -> list[Examined]:
+    """Every image; golden samples also against themselves moved by one pixel, as good parts."""
+    found = []
+    for item in track(items, description=recipe.id, console=console):
+        features, defects = inspector.examine(
+            InspectionJob(image=load_image(item.path), recipe=recipe, reference=item.reference)
+        )
+        defects = sorted(defects, key=lambda d: -d.confidence)
+        found.append(
+            Examined(
+                features=features,
+                defects=defects,
+                hits=matched(defects, item),
+                defective=item.truth is Truth.DEFECTIVE,
+                boxes=len(item.objects),
+            )
+        )
+        if item.reference is not None:
+            golden = load_image(item.reference)
+            matrix = np.array([[1, 0, 1], [0, 1, 1]], dtype=np.float32)
+            moved = cv2.warpAffine(golden, matrix, golden.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
+            features, defects = inspector.examine(InspectionJob(image=golden, recipe=recipe, reference=moved))
+            found.append(
+                Examined(features=features, defects=defects, hits=[False] * len(defects), defective=False, boxes=0)
+            )
+    return found
+
+
+def calibrate(examined: list[Examined]) -> tuple[RecipeCalibration, dict[str, float]]:
+    """The calibration of one recipe and the thresholds that suit it on these images."""
+    y = np.array([e.defective for e in examined], dtype=float)
+    values: dict[str, float] = {}
+    notes: dict[str, float] = {"images": len(examined), "defective": float(y.sum())}
+    x = np.array([[e.features.get(name, 0.0) for name in FEATURES] for e in examined])
+    if 0 < y.mean() < 1:
+        weights, bias = fit_logistic(x, y, _RIDGE)
+        values = {name: float(w) for name, w in zip(FEATURES, weights, strict=True)} | {"bias": bias}
+        p = 1 / (1 + np.exp(-(x @ weights + bias)))
+        notes |= _verdict_threshold(p, y)
+    confidence = np.array([d.confidence for e in examined for d in e.defects])
+    hit = np.array([h for e in examined for h in e.hits], dtype=float)
+    if len(hit) and 0 < hit.mean() < 1:
+        logit = np.log(np.clip(confidence, 1e-6, 1 - 1e-6) / (1 - np.clip(confidence, 1e-6, 1 - 1e-6)))
+        weights, _ = fit_logistic(logit[:, None], hit, 0.01)
+        slope = max(float(weights[0]), 0.05)
+        shift = _offset(slope * logit, hit)
+        values |= {"confidence_temperature": 1 / slope, "confidence_bias": shift}
+        notes |= _detection_threshold(1 / (1 + np.exp(-(slope * logit + shift))), hit, sum(e.boxes for e in examined))
+    return RecipeCalibration(**values), notes
+
+
+def _offset(logit: np.ndarray, hit: np.ndarray) -> float:
+    """The shift that makes the mean confidence the share of hits (the fit above weighs the classes alike)."""
+    low, high = -20.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if (1 / (1 + np.exp(-(logit + middle)))).mean() < hit.mean():
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _verdict_threshold(p: np.ndarray, y: np.ndarray, most_escapes: float = 0.03) -> dict[str, float]:
+    """The threshold of best balanced accuracy among those with at most 3 % escapes, midway to its neighbour."""
+    best: tuple[float, float, float, float] = (-1.0, 0.5, 1.0, 1.0)
+    for t in (edges := np.unique(np.concatenate([[0.0], p, [1.0]]))):
+        escape = float((p[y == 1] < t).mean())
+        overkill = float((p[y == 0] >= t).mean())
+        if escape <= most_escapes:
+            best = max(best, (1 - (escape + overkill) / 2, float(t), escape, overkill))
+    below = edges[edges < best[1]]
+    threshold = (best[1] + float(below.max())) / 2 if len(below) else best[1]
+    return {"threshold": threshold, "balanced_accuracy": best[0], "escape": best[2], "overkill": best[3]}
+
+
+def _detection_threshold(confidence: np.ndarray, hit: np.ndarray, boxes: int) -> dict[str, float]:
+    """The confidence of best F-score."""
+    order = np.argsort(-confidence)
+    hits = np.cumsum(hit[order])
+    f = 2 * hits / (np.arange(1, len(order) + 1) + boxes)
+    best = int(f.argmax())
+    return {"defect_confidence": float(confidence[order][best]), "f": float(f[best])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pack", type=Path, required=True)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--engine", type=Path)
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    console = Console()
+    recipes: dict[str, RecipeCalibration] = {}
+    if options.out.is_file():
+        recipes = dict(Calibration.model_validate_json(options.out.read_text(encoding="utf-8")).recipes)
+    with Inspector.open(options.engine) as inspector:
+        for name in options.sets:
+            recipe = load_recipe(SETS[name])
+            if recipe.task == "classify":
+                continue
+            items = load_pack_set(options.pack, name, options.split)
+            recipes[recipe.id], notes = calibrate(examine_set(inspector, items, recipe, console))
+            console.print(recipe.id, {key: round(value, 4) for key, value in notes.items()})
+    text = json.dumps(Calibration(recipes=recipes).model_dump(mode="json"), indent=1)
+    options.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
