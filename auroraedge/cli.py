@@ -112,7 +112,7 @@ def inspect(
     engine: EngineOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Annotated picture, .png or .jpg [default: IMAGE_inspected.png here; none with --json]"),
+        typer.Option(help="Annotated picture, .png or .jpg; IMAGE_inspected.png here without it, none with --json"),
     ] = None,
     as_json: JsonOption = False,
     language: LanguageOption = "en",
@@ -158,7 +158,7 @@ def report(
     language: LanguageOption = "en",
     recipe_dir: Annotated[list[Path] | None, typer.Option(help="Folder with more recipes; may be repeated.")] = None,
     generated_at: Annotated[
-        datetime | None, typer.Option(help="Time printed in the report, UTC [default: now].")
+        datetime | None, typer.Option(help="Time printed in the report, UTC; now without it.")
     ] = None,
     threads: ThreadsOption = None,
 ) -> None:
@@ -307,6 +307,20 @@ def recipes_show(
 
         content: dict[str, Any] = load_recipe(recipe, context.obj).model_dump(mode="json", exclude_none=True)
         typer.echo(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120).rstrip())
+
+
+@app.command()
+def model(preset: Annotated[str, typer.Option(help="nano or 2b.")] = "nano") -> None:
+    """Prints the parameters of a preset by part (needs the extra `train`)."""
+    from auroraedge.config import PRESETS
+
+    with _exit_codes():
+        if preset not in PRESETS:
+            known = ", ".join(PRESETS)
+            raise InvalidRequestError(f"There is no preset '{preset}'.", field="preset", remedy=f"Known: {known}.")
+        from auroraedge.model.summary import summary_table
+
+        _console().print(summary_table(preset))
 
 
 @app.command()

@@ -166,6 +166,27 @@ def _detection_threshold(confidence: np.ndarray, hit: np.ndarray, boxes: int) ->
     return {"defect_confidence": float(confidence[order][best]), "f": float(f[best])}
 
 
+def choose_label_presence(
+    inspector: Inspector, items: list[PackItem], recipe: Recipe, console: Console
+) -> tuple[RecipeCalibration, dict[str, float]]:
+    """The weight of the head's presence logits with which most classes are right (macro-F1)."""
+    scores = {}
+    for weight in (0.0, 0.5, 1.0, 2.0):
+        inspector.use_calibration(Calibration(recipes={recipe.id: RecipeCalibration(label_presence=weight)}))
+        answers = [
+            inspector.inspect(load_image(item.path), recipe).predicted_class
+            for item in track(items, description=f"{recipe.id} {weight}", console=console)
+        ]
+        pairs = list(zip([item.image_label for item in items], answers, strict=True))
+        f1 = []
+        for label in {item.image_label for item in items}:
+            right = sum(t == a == label for t, a in pairs)
+            f1.append(2 * right / max(1, sum((t == label) + (a == label) for t, a in pairs)))
+        scores[weight] = float(np.mean(f1))
+    best = max(scores, key=lambda weight: (scores[weight], -abs(weight - 1.0)))
+    return RecipeCalibration(label_presence=best), {"label_presence": best, "macro_f1": scores[best]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pack", type=Path, required=True)
@@ -181,10 +202,11 @@ def main() -> None:
     with Inspector.open(options.engine) as inspector:
         for name in options.sets:
             recipe = load_recipe(SETS[name])
-            if recipe.task == "classify":
-                continue
             items = load_pack_set(options.pack, name, options.split)
-            recipes[recipe.id], notes = calibrate(examine_set(inspector, items, recipe, console))
+            if recipe.task == "classify":
+                recipes[recipe.id], notes = choose_label_presence(inspector, items, recipe, console)
+            else:
+                recipes[recipe.id], notes = calibrate(examine_set(inspector, items, recipe, console))
             console.print(recipe.id, {key: round(value, 4) for key, value in notes.items()})
     text = json.dumps(Calibration(recipes=recipes).model_dump(mode="json"), indent=1)
     options.out.write_text(text + "\n", encoding="utf-8")

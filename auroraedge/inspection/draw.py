@@ -103,9 +103,9 @@ def _outline(canvas: np.ndarray, rect: Rect, style: LabelStyle, width: int) -> N
     casing = max(1, width // 2)
     for grow, color, dash in ((casing, _CASING, ()), (0, style.color, style.dash)):
         w = width + 2 * grow
-        # The middle of the line lies half its width outside the defect, so that the line covers none of it, except
-        # where that would be outside the image.
-        off, edge = width / 2, width / 2 + casing
+        # The line with its casing lies outside the box, so that it covers none of the defect, except where that would
+        # be outside the image.
+        off = edge = width / 2 + casing
         x1, y1 = max(rect.x1 - off, edge), max(rect.y1 - off, edge)
         x2, y2 = min(rect.x2 + off, canvas.shape[1] - edge), min(rect.y2 + off, canvas.shape[0] - edge)
         for ax, ay, bx, by in ((x1, y1, x2, y1), (x2, y1, x2, y2), (x2, y2, x1, y2), (x1, y2, x1, y1)):
@@ -143,7 +143,7 @@ def _tag_place(box: Rect, w: int, h: int, area: Rect, taken: list[Rect], boxes: 
         inside_x = min(max(x, area.x1), max(area.x1, area.x2 - w))
         inside_y = min(max(y, area.y1), max(area.y1, area.y2 - h))
         place = Rect(inside_x, inside_y, inside_x + w, inside_y + h)
-        cost = sum(place.overlap(other) for other in taken) * 4 + sum(place.overlap(other) for other in boxes)
+        cost = 4.0 * sum(place.overlap(other) for other in taken) + sum(place.overlap(other) for other in boxes)
         cost += order * 0.01 * w * h
         cost += (abs(inside_x - x) + abs(inside_y - y)) * 0.1 * h
         if cost < best_cost:
@@ -203,8 +203,8 @@ def _glyph(canvas: np.ndarray, kind: str, x: int, y: int, side: int, ink: Rgb) -
             "✓": [(0.08, 0.55), (0.38, 0.85), (0.92, 0.18)],
             "✕": [(0.14, 0.14), (0.86, 0.86), (0.5, 0.5), (0.86, 0.14), (0.14, 0.86)],
         }[kind]
-        points = np.array([[(x + px * side, y + py * side) for px, py in lines]], np.float32)
-        cv2.polylines(canvas, np.round(points).astype(np.int32), False, ink, stroke, cv2.LINE_AA)
+        points = np.array([(x + px * side, y + py * side) for px, py in lines], np.float32)
+        cv2.polylines(canvas, [np.round(points).astype(np.int32)], False, ink, stroke, cv2.LINE_AA)
     else:
         width = text_width(kind, side, 800)
         _put(canvas, kind, x + (side - width) // 2, y + round(side * 0.87), ink, side, 800)

@@ -18,6 +18,8 @@ from auroraedge.inspection.results import Box, Defect, Verdict
 from auroraedge.report.statistics import HeatMap, ParetoRow
 
 _WIDTH = 560
+# Height of a picture in the gallery, as in report.css.
+_GALLERY_PX = 290
 # ColorBrewer YlOrBr: lightness falls steadily, so it reads in grey and with every colour blindness.
 _HEAT = ("#fff7bc", "#fee391", "#fec44f", "#fe9929", "#ec7014", "#cc4c02", "#8c2d04")
 # NG is hatched, so that it differs from OK in grey too.
@@ -224,8 +226,12 @@ def probability_chart(pairs: Sequence[tuple[float, Verdict]], thresholds: Thresh
     return _svg(top + height + 40, f"NG probability of {len(pairs)} images.", parts)
 
 
-def _box_points(box: Box) -> str:
-    return f'x="{_n(box.x1)}" y="{_n(box.y1)}" width="{_n(max(box.width, 1))}" height="{_n(max(box.height, 1))}"'
+def _box_points(box: Box, width: int, height: int) -> str:
+    """The rectangle around a box, larger by 1.5 pixels of a gallery picture so that its line leaves the defect free."""
+    grow = 1.5 * max(width, height) / _GALLERY_PX
+    x1, y1 = max(box.x1 - grow, 0), max(box.y1 - grow, 0)
+    x2, y2 = min(box.x2 + grow, width), min(box.y2 + grow, height)
+    return f'x="{_n(x1)}" y="{_n(y1)}" width="{_n(max(x2 - x1, 1))}" height="{_n(max(y2 - y1, 1))}"'
 
 
 def boxes_overlay(width: int, height: int, defects: Sequence[Defect], styles: Mapping[str, LabelStyle]) -> Markup:
@@ -235,7 +241,7 @@ def boxes_overlay(width: int, height: int, defects: Sequence[Defect], styles: Ma
         if defect.box is None:
             continue
         style = styles[defect.label]
-        place = _box_points(defect.box)
+        place = _box_points(defect.box, width, height)
         dash = f' stroke-dasharray="{" ".join(_n(part * 2.5) for part in style.dash)}"' if style.dash else ""
         parts.append(
             f'<g><title>{escape(defect.label)} {defect.confidence:.0%}</title><rect {place} class="casing"/>'

@@ -105,6 +105,16 @@ def _remarks(report: Report) -> list[str]:
     return remarks
 
 
+def _columns(entries: Sequence[Entry]) -> list[tuple[str, str]]:
+    """The columns of the table that say where an image comes from, as far as they tell something."""
+    found = []
+    for name, title in _COLUMNS:
+        values = {statistics.origin(entry, name) for entry in entries}
+        if values - {""} and (name != "recipe_id" or len(values) > 1):
+            found.append((name, title))
+    return found
+
+
 def _failures(report: Report) -> list[dict[str, str]]:
     rows = [
         {"name": e.item.name, "reason": e.result.error.message, "remedy": e.result.error.remedy}
@@ -181,9 +191,8 @@ def render_page(report: Report, limits: PageLimits | None = None) -> bytes:
         groups=[(title, members) for title, members in groups if members],
         sections={section.verdict.value: section for section in sections},
         carded={card.number for section in sections for card in section.cards},
-        columns=[
-            (name, title) for name, title in _COLUMNS if any(getattr(e.result.request, name) for e in report.entries)
-        ],
+        columns=_columns(report.entries),
+        origin=statistics.origin,
         has_class=any(e.result.predicted_class for e in report.entries),
         rows=list(enumerate(report.entries, start=1))[: limits.table_rows],
         failures=_failures(report),

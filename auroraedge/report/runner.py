@@ -153,7 +153,8 @@ def _make_folder(out_dir: Path) -> None:
 
 def _title(source: str) -> str:
     path = Path(source)
-    return path.resolve().name if path.is_dir() else path.name
+    path = path.resolve()
+    return path.name if path.is_dir() else f"{path.parent.name}/{path.name}"
 
 
 def _journal_notes(journal: Journal) -> list[str]:

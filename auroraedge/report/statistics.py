@@ -24,6 +24,7 @@ STAGES: tuple[tuple[str, str], ...] = (
     ("total_ms", "Total"),
 )
 GROUP_FIELDS: tuple[tuple[str, str], ...] = (
+    ("recipe_id", "Recipe"),
     ("lot", "Lot"),
     ("line", "Line"),
     ("station", "Station"),
@@ -78,9 +79,15 @@ def first_pass_yield(entries: Iterable[Entry]) -> Share:
     return wilson(counts[Verdict.OK], counts[Verdict.OK] + counts[Verdict.NG] + counts[Verdict.REVIEW])
 
 
+def origin(entry: Entry, field: str) -> str:
+    """Where an image belongs: its recipe, or a field of its RequestInfo."""
+    value: str = entry.result.recipe_id if field == "recipe_id" else getattr(entry.result.request, field)
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class GroupYield:
-    """Yield of one lot, line, station or camera."""
+    """Yield of one recipe, lot, line, station or camera."""
 
     name: str
     counts: dict[Verdict, int]
@@ -88,11 +95,11 @@ class GroupYield:
 
 
 def yield_by(entries: Sequence[Entry], field: str) -> list[GroupYield]:
-    """Yield by the value of a RequestInfo field, worst first; empty when no entry has a value."""
+    """Yield by `origin`, worst first; empty when that tells nothing: no values at all, or a single recipe."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
-        groups.setdefault(getattr(entry.result.request, field), []).append(entry)
-    if set(groups) <= {""}:
+        groups.setdefault(origin(entry, field), []).append(entry)
+    if set(groups) <= {""} or (field == "recipe_id" and len(groups) == 1):
         return []
     rows = [
         GroupYield(name=name, counts=verdict_counts(members), share=first_pass_yield(members))

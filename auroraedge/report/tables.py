@@ -108,7 +108,8 @@ def coco_json(entries: Sequence[Entry], labels: Iterable[str]) -> bytes:
     judged = [entry for entry in entries if entry.result.error is None and entry.result.image_width > 0]
     found = sorted({defect.label for entry in judged for defect in entry.result.defects})
     category_ids = {name: index for index, name in enumerate(dict.fromkeys([*labels, *found]), start=1)}
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, entry in enumerate(judged, start=1):
         result = entry.result
         images.append(

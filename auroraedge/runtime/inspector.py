@@ -28,7 +28,7 @@ from auroraedge.inspection.results import (
     new_result_id,
 )
 from auroraedge.inspection.views import View, check_reference, merge_defects, patchify, plan_views, render_view
-from auroraedge.runtime.engine import EngineInfo, EnginePackage, RecipeCalibration
+from auroraedge.runtime.engine import Calibration, EngineInfo, EnginePackage, RecipeCalibration
 from auroraedge.runtime.generation import Row, generate, stream
 
 ImageSource = bytes | str | Path | np.ndarray | DecodedImage
@@ -112,6 +112,10 @@ class Inspector:
     @property
     def engine(self) -> EngineInfo:
         return self._package.info
+
+    def use_calibration(self, calibration: Calibration) -> None:
+        """Replaces the package's calibration, to try another one."""
+        self._package.calibration = calibration
 
     def close(self) -> None:
         """Nothing is held open; here for `with`."""
