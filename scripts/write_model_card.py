@@ -49,9 +49,9 @@ LIMITS = """
 - It knows the labels of the built-in recipes. A label that it has never seen is accepted in a recipe and will not be
   found; fine-tune for your own parts.
 - The decoder's own lists of defects (prompts about labels that the grounding head does not know, `describe`, free
-  prompts) are much weaker than the evidence: it was trained for minutes, not days. `describe` texts and free answers are
-  not fit for decisions.
-- `locate`, `exists` and `count` over several views are answered per view and merged; the numbers above do not cover them.
+  prompts) are much weaker than the evidence: it was trained for minutes, not days. `describe` texts and free answers
+  are not fit for decisions.
+- `locate`, `exists` and `count` over several views are answered per view and merged; no number above covers them.
 - The `ok` parts of ball_screw are only presumed to be good, and differ from the others in lighting.
 - steel_strip_xsdd has no defect-free class: `nano` cannot tell a good strip from a bad one.
 - Square views only; the NaFlex aspect ratios that the architecture accepts were not trained.
@@ -107,7 +107,7 @@ def main() -> None:
     from safetensors import safe_open
 
     with safe_open(ROOT / "models" / "nano" / "model.safetensors", framework="numpy") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys()]
+        shapes = [file.get_slice(key).get_shape() for key in list(file.keys())]
     count = 0
     for shape in shapes:
         size = 1

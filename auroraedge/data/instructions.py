@@ -127,7 +127,8 @@ def _choose_prompts(rng: np.random.Generator, source: Source, scene: Scene, extr
     count = min(2 if rng.random() < extra else 1, len(kinds))
     chosen = rng.choice(len(kinds), size=count, replace=False, p=weights / weights.sum())
     labels = list(source.recipe.label_names)
-    present = sorted({o.label for o in scene.objects} | ({scene.image_class} - {None}))
+    named = {o.label for o in scene.objects}
+    present = sorted(named if scene.image_class is None else named | {scene.image_class})
     prompts = []
     for index in chosen:
         kind = kinds[index]

@@ -113,15 +113,16 @@ def board_scene(scene: Scene, rng: np.random.Generator) -> Scene:
 def _deeppcb(items: _Items) -> Callable[[np.random.Generator], Scene]:
     def draw(rng: np.random.Generator) -> Scene:
         scene = items.scene(int(rng.integers(len(items))))
-        assert scene.reference is not None
+        golden = scene.reference
+        assert golden is not None
         kind = rng.random()
         if kind < 0.25:
             # Further defects of known boxes on the real template; the real pair supplies what good copper looks like.
-            crop, _ = crop_scene(replace(scene, image=scene.reference, objects=()), *_window(scene, rng, 420))
+            crop, _ = crop_scene(replace(scene, image=golden, objects=()), *_window(scene, rng, 420))
             part = add_board_defects(rng, np.ascontiguousarray(crop.image), int(rng.integers(0, 6)))
             scene = part_scene(part)
         elif kind < 0.3:
-            scene = replace(scene, image=scene.reference, objects=())
+            scene = replace(scene, image=golden, objects=())
         return board_scene(scene, rng)
 
     return draw

@@ -22,8 +22,9 @@ class InspectionTokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-        missing = [token for token, index in ids.items() if index is None]
+        found = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+        ids = {token: index for token, index in found.items() if index is not None}
+        missing = [token for token in SPECIAL_TOKENS if token not in ids]
         if missing:
             raise EngineDamagedError(
                 f"The tokenizer lacks {len(missing)} special tokens, {missing[0]} first.", field="tokenizer.json"

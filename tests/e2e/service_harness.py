@@ -83,7 +83,7 @@ class StatisticsInspector:
         box = Box(x1=xs.min(), y1=ys.min(), x2=xs.max() + 1, y2=ys.max() + 1) if len(xs) else None
         label = recipe.labels[0]
         result = InspectionResult(
-            verdict=Verdict.NG if probability >= recipe.thresholds.ng_above else Verdict.OK,
+            verdict=Verdict.NG if probability >= 0.5 else Verdict.OK,
             ng_probability=probability,
             request=request or RequestInfo(),
             recipe_id=recipe.id,
