@@ -313,6 +313,7 @@ def recipe_from_proto(message: pb.Recipe) -> Recipe:
             size_px=_optional(tiling, "size_px"),
             overlap_px=tiling.overlap_px,
             max_views=tiling.max_views,
+            mirrored=tiling.mirrored,
         ),
         max_defects_per_view=message.max_defects_per_view,
         merge_iou=message.merge_iou,

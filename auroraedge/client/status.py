@@ -33,6 +33,8 @@ _CLASS_BY_CODE: dict[int, type[AuroraEdgeError]] = {
     code_pb2.RESOURCE_EXHAUSTED: QueueFullError,
     code_pb2.DEADLINE_EXCEEDED: DeadlineExceededError,
     code_pb2.UNAVAILABLE: ServerUnavailableError,
+    # A call that nobody here cancelled was cut off by a server that shuts down.
+    code_pb2.CANCELLED: ServerUnavailableError,
 }
 
 

@@ -65,6 +65,9 @@ class Tiling(_Model):
     mode: Literal["whole", "square"] = "whole"
     size_px: int | None = Field(default=None, ge=32, le=8192, description="Side of a square; none: the short side.")
     overlap_px: int = Field(default=0, ge=0, le=4096, description="Least overlap; at least the largest small defect.")
+    mirrored: bool = Field(
+        default=False, description="Judge each view together with its three mirror images: surer, four times the work."
+    )
     max_views: int = Field(default=64, ge=1, le=1024, description="A frame that needs more views is refused.")
 
     @model_validator(mode="after")

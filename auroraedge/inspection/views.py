@@ -97,6 +97,11 @@ def render_view(image: np.ndarray, view: View, reference: np.ndarray | None = No
     return resize_view(np.ascontiguousarray(crop))
 
 
+def mirror_images(pixels: np.ndarray) -> list[np.ndarray]:
+    """A view and its mirror images: itself first, then left-right, top-bottom, both. uint8 [256, 256, 3] each."""
+    return [pixels, pixels[:, ::-1], pixels[::-1], pixels[::-1, ::-1]]
+
+
 def patchify(views: np.ndarray) -> np.ndarray:
     """uint8 [B, 256, 256, 3] -> uint8 [B, 256, 768]: patches row by row; inside one, row, column, channel.
 

@@ -27,7 +27,15 @@ from auroraedge.inspection.results import (
     Verdict,
     new_result_id,
 )
-from auroraedge.inspection.views import View, check_reference, merge_defects, patchify, plan_views, render_view
+from auroraedge.inspection.views import (
+    View,
+    check_reference,
+    merge_defects,
+    mirror_images,
+    patchify,
+    plan_views,
+    render_view,
+)
 from auroraedge.runtime.engine import Calibration, EngineInfo, EnginePackage, RecipeCalibration
 from auroraedge.runtime.generation import Row, generate, stream
 
@@ -60,14 +68,28 @@ class _Prepared:
     decode_ms: float
     preprocess_ms: float
     result_id: str = field(default_factory=new_result_id)
-    rows: list[Row] = field(default_factory=list)
-    evidence: np.ndarray | None = None  # [views, 256, 1 + labels + 4]
-    presence: np.ndarray | None = None  # [views, labels + 1]
+    copies: int = 1  # each view is seen once, or in its four mirror images; the first copy is the view itself
+    all_rows: list[Row] = field(default_factory=list)  # [views * copies], view by view
+    all_evidence: np.ndarray | None = None  # [views * copies, 256, 1 + labels + 4]
+    all_presence: np.ndarray | None = None  # [views * copies, labels + 1]
     grounded: bool = False  # the list of defects comes from the evidence
     vision_ms: float = 0.0
     prefill_ms: float = 0.0
     verdict_ms: float = 0.0
     generate_ms: float = 0.0
+
+    @property
+    def rows(self) -> list[Row]:
+        """The answer on each view."""
+        return self.all_rows[:: self.copies]
+
+    @property
+    def evidence(self) -> np.ndarray | None:
+        return None if self.all_evidence is None else self.all_evidence[:: self.copies]
+
+    @property
+    def presence(self) -> np.ndarray | None:
+        return None if self.all_presence is None else self.all_presence[:: self.copies]
 
 
 def _compares(job: InspectionJob) -> bool:
@@ -271,7 +293,10 @@ class Inspector:
         plan = (
             [View(0, 0, image.width, image.height)] if whole else plan_views(image.width, image.height, recipe.tiling)
         )
-        patches = patchify(np.stack([render_view(image.pixels, view, golden) for view in plan]))
+        rendered = [render_view(image.pixels, view, golden) for view in plan]
+        mirrored = recipe.tiling.mirrored and not whole
+        shown = [copy for pixels in rendered for copy in mirror_images(pixels)] if mirrored else rendered
+        patches = patchify(np.stack(shown))
         if prompt is None:
             kind = PromptKind.CLASSIFY if recipe.task == "classify" else PromptKind.INSPECT
             prompt = build_prompt(kind, recipe.label_names, reference=golden is not None)
@@ -282,6 +307,7 @@ class Inspector:
             patches=patches,
             prompt=prompt,
             reference_used=golden is not None,
+            copies=len(shown) // len(plan),
             began=began,
             decode_ms=decode_ms,
             preprocess_ms=_ms(started),
@@ -297,21 +323,22 @@ class Inspector:
         started = time.perf_counter()
         first = 0
         for item in items:
-            last = first + len(item.plan)
+            last = first + len(item.patches)
             if encoded.evidence is not None and encoded.presence is not None:
-                item.evidence, item.presence = encoded.evidence[first:last], encoded.presence[first:last]
+                item.all_evidence, item.all_presence = encoded.evidence[first:last], encoded.presence[first:last]
             item.grounded = self._is_grounded(item)
             ids = np.array(package.tokenizer.encode(item.prompt.text), dtype=np.int64)
             fused = package.fuse(ids, encoded.visual[first:last])
             grammar = AnswerGrammar(package.tokenizer, item.prompt, max_items=item.job.recipe.max_defects_per_view)
-            item.rows = [
+            item.all_rows = [
                 Row(
                     prefix=np.concatenate([encoded.compressed[first + i], fused[i]]),
                     grammar=grammar,
                     word_bias=self._word_bias(item, i),
-                    verdict_only=item.grounded,
+                    # Mirror images have a say in the verdict only.
+                    verdict_only=item.grounded or i % item.copies > 0,
                 )
-                for i in range(len(item.plan))
+                for i in range(len(item.patches))
             ]
             first = last
         fusion_ms = _ms(started)
@@ -334,7 +361,7 @@ class Inspector:
                 if on_verdict is not None:
                     on_verdict(self._result(item, partial=True))
 
-        generate(self._package, [row for item in items for row in item.rows], on_prefill=verdicts_known)
+        generate(self._package, [row for item in items for row in item.all_rows], on_prefill=verdicts_known)
         for item in items:
             item.generate_ms = (time.perf_counter() - known) * 1000.0
 
@@ -347,16 +374,16 @@ class Inspector:
         wanted = self._package.calibration.of(item.job.recipe.id).details == "evidence"
         return item.evidence is not None and known and boxed and wanted
 
-    def _word_bias(self, item: _Prepared, view: int) -> dict[int, float]:
+    def _word_bias(self, item: _Prepared, index_of_copy: int) -> dict[int, float]:
         """Additions to the label logits of a classification and to the ending of the decoder's own list."""
         package = self._package
         calibration = package.calibration.of(item.job.recipe.id)
         bias = {package.tokenizer.eos_id: calibration.eos_bias} if calibration.eos_bias else {}
-        if item.prompt.kind is PromptKind.CLASSIFY and item.presence is not None and calibration.label_presence:
+        if item.prompt.kind is PromptKind.CLASSIFY and item.all_presence is not None and calibration.label_presence:
             for index, label in enumerate(package.processor.grounding_labels):
                 if label in item.prompt.labels:
                     first_token = package.tokenizer.label_ids(label)[0]
-                    bias[first_token] = calibration.label_presence * float(item.presence[view, index])
+                    bias[first_token] = calibration.label_presence * float(item.all_presence[index_of_copy, index])
         return bias
 
     def examine(self, job: InspectionJob) -> tuple[dict[str, float], list[Defect]]:
@@ -377,11 +404,11 @@ class Inspector:
         return self._features(item), merge_defects(found, recipe.merge_iou)
 
     def _features(self, item: _Prepared) -> dict[str, float]:
-        """What P(NG) is computed from (see RecipeCalibration), each the largest over the frame's views."""
-        found = {"verdict": max(row.verdict_logit for row in item.rows if row.verdict_logit is not None)}
-        if item.evidence is not None and item.presence is not None:
-            found |= {"evidence": float(item.evidence[..., 0].max()), "presence": float(item.presence[:, -1].max())}
-        return found
+        """What P(NG) is computed from (see RecipeCalibration): means over mirror images, the largest over views."""
+        values = {"verdict": np.array([row.verdict_logit for row in item.all_rows])}
+        if item.all_evidence is not None and item.all_presence is not None:
+            values |= {"evidence": item.all_evidence[..., 0].max(axis=1), "presence": item.all_presence[:, -1]}
+        return {name: float(x.reshape(-1, item.copies).mean(axis=1).max()) for name, x in values.items()}
 
     def _ng_probability(self, item: _Prepared) -> float:
         """Calibrated P(NG) of the frame. A prompt about one label is answered by the verdict token alone."""

@@ -384,16 +384,18 @@ class Answer(_message.Message):
     def __init__(self, kind: _Optional[_Union[PromptKind, str]] = ..., prompt: _Optional[str] = ..., text: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., ng_probability: _Optional[float] = ..., defects: _Optional[_Iterable[_Union[Defect, _Mapping]]] = ..., count: _Optional[int] = ..., predicted_class: _Optional[str] = ..., timings: _Optional[_Union[StageTimings, _Mapping]] = ..., request: _Optional[_Union[RequestInfo, _Mapping]] = ..., recipe_id: _Optional[str] = ..., model_id: _Optional[str] = ..., engine_sha256: _Optional[str] = ...) -> None: ...
 
 class Tiling(_message.Message):
-    __slots__ = ("mode", "size_px", "overlap_px", "max_views")
+    __slots__ = ("mode", "size_px", "overlap_px", "max_views", "mirrored")
     MODE_FIELD_NUMBER: _ClassVar[int]
     SIZE_PX_FIELD_NUMBER: _ClassVar[int]
     OVERLAP_PX_FIELD_NUMBER: _ClassVar[int]
     MAX_VIEWS_FIELD_NUMBER: _ClassVar[int]
+    MIRRORED_FIELD_NUMBER: _ClassVar[int]
     mode: TilingMode
     size_px: int
     overlap_px: int
     max_views: int
-    def __init__(self, mode: _Optional[_Union[TilingMode, str]] = ..., size_px: _Optional[int] = ..., overlap_px: _Optional[int] = ..., max_views: _Optional[int] = ...) -> None: ...
+    mirrored: bool
+    def __init__(self, mode: _Optional[_Union[TilingMode, str]] = ..., size_px: _Optional[int] = ..., overlap_px: _Optional[int] = ..., max_views: _Optional[int] = ..., mirrored: _Optional[bool] = ...) -> None: ...
 
 class Label(_message.Message):
     __slots__ = ("name", "severity", "title", "min_confidence")
