@@ -72,6 +72,7 @@ class _Prepared:
     all_rows: list[Row] = field(default_factory=list)  # [views * copies], view by view
     all_evidence: np.ndarray | None = None  # [views * copies, 256, 1 + labels + 4]
     all_presence: np.ndarray | None = None  # [views * copies, labels + 1]
+    found: dict[int, Sequence[ParsedItem]] = field(default_factory=dict)  # by view, once asked for
     grounded: bool = False  # the list of defects comes from the evidence
     vision_ms: float = 0.0
     prefill_ms: float = 0.0
@@ -426,6 +427,12 @@ class Inspector:
         return [replace(part, confidence=_calibrated_confidence(part.confidence, calibration)) for part in found]
 
     def _raw_items(self, item: _Prepared, view: int) -> Sequence[ParsedItem]:
+        """The defects of one view with raw confidences, read once."""
+        if view not in item.found:
+            item.found[view] = self._read_items(item, view)
+        return item.found[view]
+
+    def _read_items(self, item: _Prepared, view: int) -> Sequence[ParsedItem]:
         if not item.grounded:
             return item.rows[view].parsed().items
         assert item.evidence is not None
