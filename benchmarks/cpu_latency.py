@@ -6,6 +6,7 @@ Interleaved in one run: every round measures each contender once, because the ma
 a process of its own, so that the idle threads of one do not spin beside the other. Same frame, same views, same prompt,
 same number of new tokens. Ours decodes the image, makes the views, constrains the answer to the
 grammar and merges; transformers starts from ready tensors and only generates, so it is favoured.
+The rows 'back to back' are ours alone, frame after frame, as a line would run it; only interleaved rows make ratios.
 """
 
 from __future__ import annotations
@@ -129,6 +130,7 @@ def main() -> None:
             case.measure_ours()
             if warm:
                 case.measure_transformers()
+    alone = {case.name: [case.measure_ours() for _ in range(options.rounds)] for case in cases}
     for _ in track(range(options.rounds), description="rounds", console=console):
         for case in cases:
             samples[case.name]["ours"].append(case.measure_ours())
@@ -138,10 +140,10 @@ def main() -> None:
     for column in ("case", "new tokens", "contender", "verdict", "full answer"):
         table.add_column(column)
     report: dict[str, object] = {"environment": environment(), "threads": options.threads, "engine_load_ms": load_ms}
-    report |= {"engine_rss_mb_with_torch_imported": rss_mb, "samples": samples, "cases": {}}
+    report |= {"engine_rss_mb_with_torch_imported": rss_mb, "samples": samples, "back_to_back": alone, "cases": {}}
     for case in cases:
         summary: dict[str, Any] = {"new_tokens": case.new_tokens, "views": case.views}
-        for contender, rows in samples[case.name].items():
+        for contender, rows in {"ours, back to back": alone[case.name], **samples[case.name]}.items():
             summary[contender] = {k: percentiles([row[k] for row in rows]) for k in ("verdict", "full")}
             cells = [
                 f"{summary[contender][k]['p50']:.1f} / {summary[contender][k]['p95']:.1f}" for k in ("verdict", "full")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
+import cv2
 import numpy as np
 
 from auroraedge.errors import AuroraEdgeError, InvalidRequestError, ReferenceRequiredError
@@ -129,6 +130,8 @@ class Inspector:
         threads: of the compute kernels; None uses all cores. Raises EngineNotFoundError, EngineDamagedError,
         EngineIncompatibleError.
         """
+        # OpenCV's own pool would compete with the engine for the cores; its work on one frame is a millisecond.
+        cv2.setNumThreads(1)
         path = DEFAULT_ENGINE if engine is None else Path(engine)
         return cls(EnginePackage(path, threads=threads), limits or ImageLimits())
 

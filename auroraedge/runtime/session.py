@@ -33,6 +33,9 @@ class OrtSession:
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
+        # The three graphs of an engine take turns on the same cores: workers of one that wait by spinning would slow
+        # the next one down.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if fold_weights:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:

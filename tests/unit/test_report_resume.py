@@ -168,7 +168,14 @@ def _start(source: Path, out: Path) -> subprocess.Popen[str]:
     root = HERE.parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, str(HERE / "fake_inspector.py"), str(source), str(out), "0.15"]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    def hear_ctrl_c() -> None:
+        # A test run in the background of a shell ignores SIGINT, and so would its children.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c if os.name != "nt" else None
+    )
 
 
 def _wait_for_lines(process: subprocess.Popen[str], path: Path, count: int) -> None:
