@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import time
 import uuid
@@ -283,6 +284,10 @@ def _seal(draft: PackageDraft) -> EngineManifest:
     links = [name for name in names if (draft.path / name).is_symlink()]
     if links:
         raise EngineError(f"The draft holds links: {', '.join(links)}.", field="files", remedy="Copy the files.")
+    # As readable as the folder is: some libraries write files that only their owner may read.
+    readable = stat.S_IMODE(draft.path.stat().st_mode) & 0o666
+    for name in names:
+        (draft.path / name).chmod(readable)
     files = {name: _sha256(draft.path / name) for name in names}
     try:
         manifest = EngineManifest(

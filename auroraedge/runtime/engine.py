@@ -13,13 +13,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from auroraedge.config import IMAGE_SIZE, LOCATION_BINS, PATCH_SIZE
-from auroraedge.errors import EngineDamagedError, EngineIncompatibleError
+from auroraedge.config import GRID, IMAGE_SIZE, LOCATION_BINS, PATCH_SIZE
+from auroraedge.errors import EngineDamagedError, EngineError, EngineIncompatibleError
 from auroraedge.inspection.tokenizer import InspectionTokenizer
-from auroraedge.manifest import check_target, verify_package
+from auroraedge.manifest import DecoderSpec, EngineManifest, check_target, load_manifest, verify_package
 from auroraedge.runtime.session import GraphSession, OrtSession
 
-_GRAPHS = ("vision", "fusion", "decoder")
+# What the host feeds and reads; the decoder has its cache besides.
+_GRAPHS = {
+    "vision": (("patches", "position", "patch_mask"), ("visual", "compressed")),
+    "fusion": (("text", "visual", "patch_mask", "text_mask"), ("fused",)),
+    "decoder": (("inputs_embeds", "attention_mask", "position_ids"), ("logits",)),
+}
 _SUPPORTED = (IMAGE_SIZE, PATCH_SIZE, LOCATION_BINS)
 # Views that go through the encoder together; more gain nothing on a CPU and cost memory.
 _VIEW_BATCH = 8
@@ -112,12 +117,35 @@ def _concatenate(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
     return None if not arrays else arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
+def _cache_names(prefix: str, decoder: DecoderSpec) -> tuple[str, ...]:
+    return tuple(f"{prefix}.{layer}.{kind}" for layer in range(decoder.layers) for kind in ("key", "value"))
+
+
+def _check_graphs(manifest: EngineManifest) -> None:
+    """Raises EngineIncompatibleError unless the graphs take what this runtime feeds and give what it reads."""
+    for name, (inputs, outputs) in _GRAPHS.items():
+        spec = manifest.graphs.get(name)
+        if spec is None:
+            raise EngineIncompatibleError(f"The engine package has no {name} graph.", field=f"graphs.{name}")
+        if name == "decoder":
+            inputs += _cache_names("past", manifest.decoder)
+            outputs += _cache_names("present", manifest.decoder)
+        differing = {tensor.name for tensor in spec.inputs} ^ set(inputs)
+        differing |= set(outputs) - {tensor.name for tensor in spec.outputs}
+        if differing:
+            raise EngineIncompatibleError(
+                f"The {name} graph has other inputs or outputs than this version uses: {', '.join(sorted(differing))}.",
+                field=f"graphs.{name}",
+            )
+
+
 class EnginePackage:
     """Loaded and verified. Raises EngineNotFoundError, EngineDamagedError or EngineIncompatibleError."""
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         manifest = verify_package(path)
         check_target(manifest, "cpu")
+        _check_graphs(manifest)
         self.manifest = manifest
         self.info = EngineInfo(
             model_id=manifest.model_id,
@@ -141,12 +169,36 @@ class EnginePackage:
                 "processor.json asks for other views than this version makes.", field="engine"
             )
         self.processor = processor
+        self._check_sizes()
         self.vision, self.fusion, self.decoder = (self._session(name, threads) for name in _GRAPHS)
+        if load_manifest(path).engine_sha256 != manifest.engine_sha256:
+            raise EngineError(
+                f"The engine package {path} was replaced while it was loaded.", field="engine", remedy="Open it again."
+            )
+
+    def _check_sizes(self) -> None:
+        """Tables, tokenizer, head and graphs must be of one model. Raises EngineIncompatibleError."""
+        decoder = self.manifest.decoder
+        vision = self.manifest.graphs["vision"]
+        shapes = {tensor.name: tensor.shape for tensor in (*vision.inputs, *vision.outputs)}
+        labels = len(self.processor.grounding_labels)
+        expected = (
+            ("token_embedding", self.token_embedding.shape, (decoder.vocab, decoder.hidden)),
+            ("position_table", self.position_table.shape, (GRID * GRID, *shapes["position"][2:])),
+            ("grounding_labels", shapes.get("evidence", (0,))[-1], 1 + labels + 4 if labels else 0),
+            ("tokenizer.vocab_size", max(self.tokenizer.vocab_size, decoder.vocab), decoder.vocab),
+        )
+        for field, found, wanted in expected:
+            if found != wanted:
+                raise EngineIncompatibleError(
+                    f"The parts of the engine package do not fit together: {field} is {found}, not {wanted}.",
+                    field=field,
+                )
 
     def _session(self, name: str, threads: int | None) -> GraphSession:
         spec = self.manifest.graphs[name]
         stored = self.manifest.precision[name] == "int8-weights"
-        return OrtSession(self.info.path / spec.file, threads=threads, fold_weights=stored)
+        return OrtSession(self.info.path / spec.file, spec=spec, threads=threads, fold_weights=stored)
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
         """float32 [..., D] of token ids [...]."""
@@ -169,6 +221,9 @@ class EnginePackage:
                 "patch_mask": np.ones((batch, count), dtype=np.float32),
             }
         )
+        for name in ("compressed", "evidence", "presence"):
+            if name in output and not np.isfinite(output[name]).all():
+                raise EngineError(f"The encoder's output {name} has NaN or infinite values.", field="vision")
         return Encoded(
             visual=output["visual"],
             compressed=output["compressed"],

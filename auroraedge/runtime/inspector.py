@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import cv2
 import numpy as np
 
-from auroraedge.errors import AuroraEdgeError, InvalidRequestError, ReferenceRequiredError
-from auroraedge.inspection.grammar import AnswerGrammar, ParsedItem
-from auroraedge.inspection.grounding import evidence_items, item_tokens
-from auroraedge.inspection.images import DecodedImage, ImageLimits, decode_image
+from auroraedge.errors import AuroraEdgeError, InvalidRequestError
+from auroraedge.inspection.grammar import AnswerGrammar
+from auroraedge.inspection.images import ImageLimits
 from auroraedge.inspection.prompts import Prompt, PromptKind, build_prompt, parse_prompt
 from auroraedge.inspection.recipe import Recipe
 from auroraedge.inspection.results import (
@@ -24,94 +22,16 @@ from auroraedge.inspection.results import (
     GeneratedToken,
     InspectionResult,
     RequestInfo,
-    StageTimings,
-    Verdict,
     new_result_id,
 )
-from auroraedge.inspection.views import (
-    View,
-    check_reference,
-    merge_defects,
-    mirror_images,
-    patchify,
-    plan_views,
-    render_view,
-)
-from auroraedge.runtime.engine import Calibration, EngineInfo, EnginePackage, RecipeCalibration
-from auroraedge.runtime.generation import Row, generate, stream
+from auroraedge.runtime.engine import Calibration, Encoded, EngineInfo, EnginePackage
+from auroraedge.runtime.frames import ImageSource, InspectionJob, Prepared, elapsed_ms, in_batches, prepare
+from auroraedge.runtime.generation import Row, SharedPrefix, generate, share_prefix, stream
+from auroraedge.runtime.outcome import Outcome
 
-ImageSource = bytes | str | Path | np.ndarray | DecodedImage
 DEFAULT_ENGINE = Path(__file__).resolve().parent.parent / "assets" / "engines" / "nano-cpu"
-
-
-@dataclass(frozen=True, kw_only=True)
-class InspectionJob:
-    """One frame to inspect."""
-
-    image: ImageSource
-    recipe: Recipe
-    reference: ImageSource | None = None
-    request: RequestInfo = field(default_factory=RequestInfo)
-    image_name: str = ""
-
-
-@dataclass
-class _Prepared:
-    """A job that is decoded and cut into views; filled in on its way through the engine."""
-
-    job: InspectionJob
-    image: DecodedImage
-    plan: list[View]
-    patches: np.ndarray
-    prompt: Prompt
-    reference_used: bool
-    began: float
-    decode_ms: float
-    preprocess_ms: float
-    result_id: str = field(default_factory=new_result_id)
-    copies: int = 1  # each view is seen once, or in its four mirror images; the first copy is the view itself
-    all_rows: list[Row] = field(default_factory=list)  # [views * copies], view by view
-    all_evidence: np.ndarray | None = None  # [views * copies, 256, 1 + labels + 4]
-    all_presence: np.ndarray | None = None  # [views * copies, labels + 1]
-    found: dict[int, Sequence[ParsedItem]] = field(default_factory=dict)  # by view, once asked for
-    grounded: bool = False  # the list of defects comes from the evidence
-    vision_ms: float = 0.0
-    prefill_ms: float = 0.0
-    verdict_ms: float = 0.0
-    generate_ms: float = 0.0
-
-    @property
-    def rows(self) -> list[Row]:
-        """The answer on each view."""
-        return self.all_rows[:: self.copies]
-
-    @property
-    def evidence(self) -> np.ndarray | None:
-        return None if self.all_evidence is None else self.all_evidence[:: self.copies]
-
-    @property
-    def presence(self) -> np.ndarray | None:
-        return None if self.all_presence is None else self.all_presence[:: self.copies]
-
-
-def _compares(job: InspectionJob) -> bool:
-    """Whether the frame is seen beside its golden sample; one that the recipe does not ask for is left alone."""
-    return job.reference is not None and job.recipe.golden_reference != "none"
-
-
-def _ms(since: float) -> float:
-    return (time.perf_counter() - since) * 1000.0
-
-
-def _sigmoid(x: float) -> float:
-    return float(1.0 / (1.0 + np.exp(-np.clip(x, -60.0, 60.0))))
-
-
-def _calibrated_confidence(p: float, calibration: RecipeCalibration) -> float:
-    if calibration.confidence_temperature == 1.0 and calibration.confidence_bias == 0.0:
-        return p
-    logit = float(np.log(max(p, 1e-9)) - np.log(max(1.0 - p, 1e-9)))
-    return _sigmoid(logit / calibration.confidence_temperature + calibration.confidence_bias)
+# Answers that are decoded together when many prompts are asked of many views; it bounds the memory of the cache.
+_MAX_ROWS = 128
 
 
 class Inspector:
@@ -120,6 +40,7 @@ class Inspector:
     def __init__(self, package: EnginePackage, limits: ImageLimits) -> None:
         self._package = package
         self._limits = limits
+        self._outcome = Outcome(package)
 
     @classmethod
     def open(
@@ -178,23 +99,34 @@ class Inspector:
             request=request or RequestInfo(),
             image_name=image_name,
         )
-        prepared = self._prepare(job)
-        self._run([prepared], on_verdict=on_verdict)
-        return self._result(prepared)
+        item = prepare(job, self._limits)
+        self._run([item], on_verdict=on_verdict)
+        return self._outcome.result(item)
 
     def inspect_batch(self, jobs: Sequence[InspectionJob]) -> list[InspectionResult | AuroraEdgeError]:
         """Inspects several frames together; a frame that cannot be inspected yields its error in its place."""
-        outcomes: list[InspectionResult | AuroraEdgeError | None] = [None] * len(jobs)
-        prepared: dict[int, _Prepared] = {}
+        outcomes: dict[int, InspectionResult | AuroraEdgeError] = {}
+        items: list[Prepared] = []
+        places: list[int] = []
         for index, job in enumerate(jobs):
             try:
-                prepared[index] = self._prepare(job)
+                items.append(prepare(job, self._limits))
+                places.append(index)
             except AuroraEdgeError as error:
                 outcomes[index] = error
-        self._run(list(prepared.values()))
-        for index, item in prepared.items():
-            outcomes[index] = self._result(item)
-        return [outcome for outcome in outcomes if outcome is not None]
+        found = [outcome for batch in in_batches(items) for outcome in self._results(batch)]
+        outcomes.update(zip(places, found, strict=True))
+        return [outcomes[index] for index in range(len(jobs))]
+
+    def _results(self, items: list[Prepared]) -> list[InspectionResult | AuroraEdgeError]:
+        try:
+            self._run(items)
+            return [self._outcome.result(item) for item in items]
+        except AuroraEdgeError as error:
+            if len(items) == 1:
+                return [error]
+            # One frame must not take its neighbours with it.
+            return [outcome for item in items for outcome in self._results([item])]
 
     def ask(
         self,
@@ -205,46 +137,35 @@ class Inspector:
         reference: ImageSource | None = None,
         request: RequestInfo | None = None,
     ) -> Answer:
-        """The answer to a prompt about a frame: exists, count, locate, describe, classify, inspect, or free text.
+        """The answer to a prompt about a frame: exists, count, locate, describe, classify, inspect, or free text."""
+        return self.ask_all(image, [prompt], recipe, reference=reference, request=request)[0]
 
-        Over several views: present anywhere is present, a count is that of the merged boxes.
+    def ask_all(
+        self,
+        image: ImageSource,
+        prompts: Sequence[str | Prompt],
+        recipe: Recipe,
+        *,
+        reference: ImageSource | None = None,
+        request: RequestInfo | None = None,
+    ) -> list[Answer]:
+        """The answers to several prompts about one frame, which is encoded once for all of them.
+
+        The timings of each answer are those of the whole call.
         """
         job = InspectionJob(image=image, recipe=recipe, reference=reference, request=request or RequestInfo())
-        parsed = self._as_prompt(prompt, job)
-        many = recipe.tiling.mode != "whole"
-        # Where boxes can be had, what is counted are the boxes: over seams, a number per view would count twice.
-        grounded = set(parsed.labels) <= set(self._package.processor.grounding_labels)
-        counted = parsed.kind is PromptKind.COUNT and (many or grounded)
-        asked = parsed
-        if counted:
-            asked = build_prompt(PromptKind.LOCATE, parsed.labels, parsed.target, reference=_compares(job))
-        item = self._prepare(job, asked, whole=parsed.kind is PromptKind.FREE)
-        self._run([item])
-        answers = [row.parsed() for row in item.rows]
-        probability = None if parsed.kind is PromptKind.FREE else self._ng_probability(item)
-        verdict = None if probability is None else self._verdict(probability, recipe)
-        found = self._defects(item) if asked.kind in (PromptKind.INSPECT, PromptKind.LOCATE) else ()
-        defects = () if verdict is Verdict.OK else found
-        worst = max(range(len(answers)), key=lambda i: item.rows[i].verdict_logit or 0.0)
-        count = None
-        if parsed.kind is PromptKind.COUNT:
-            count = len(defects) if counted else answers[worst].count
-        info = self.engine
-        return Answer(
-            kind=parsed.kind,
-            prompt=parsed.text,
-            text=_answer_text(parsed, verdict, defects, count, self._answer_texts(item), answers[worst].label),
-            verdict=verdict,
-            ng_probability=probability,
-            defects=defects,
-            count=count,
-            predicted_class=answers[worst].label if parsed.kind is PromptKind.CLASSIFY else None,
-            timings=self._timings(item),
-            request=job.request,
-            recipe_id=recipe.id,
-            model_id=info.model_id,
-            engine_sha256=info.engine_sha256,
-        )
+        asked = [self._as_prompt(prompt, job) for prompt in prompts]
+        frames: dict[bool, Prepared] = {}
+        items = []
+        for prompt in asked:
+            # A free prompt is about the frame as a whole, and has no verdict that mirror images could make surer.
+            whole = prompt.kind is PromptKind.FREE
+            if whole not in frames:
+                frames[whole] = prepare(job, self._limits, prompt, whole=whole)
+            items.append(replace(frames[whole], prompt=self._put(prompt, job), result_id=new_result_id(), found={}))
+        for batch in in_batches(items, _MAX_ROWS):
+            self._run(batch)
+        return [self._outcome.answer(item, prompt) for item, prompt in zip(items, asked, strict=True)]
 
     def generate(
         self,
@@ -261,7 +182,7 @@ class Inspector:
                 f"max_new_tokens is {max_new_tokens}; it must be positive.", field="max_new_tokens"
             )
         job = InspectionJob(image=image, recipe=recipe, reference=reference)
-        item = self._prepare(job, self._as_prompt(prompt, job), whole=True)
+        item = prepare(job, self._limits, self._as_prompt(prompt, job), whole=True)
         self._encode([item])
         row = item.rows[0]
         row.max_new_tokens = max_new_tokens
@@ -275,84 +196,31 @@ class Inspector:
             yield GeneratedToken(text=ready[len(text) :], token_id=token, index=index, done=last)
             text = ready
 
+    def examine(self, job: InspectionJob) -> tuple[dict[str, float], list[Defect]]:
+        """What calibration is fitted on: the features of P(NG), and the merged defects with raw confidences."""
+        item = prepare(job, self._limits)
+        self._run([item])
+        return self._outcome.features(item), self._outcome.raw_defects(item)
+
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def _as_prompt(self, prompt: str | Prompt, job: InspectionJob) -> Prompt:
         if isinstance(prompt, Prompt):
             return prompt
-        return parse_prompt(prompt, job.recipe, reference=_compares(job))
+        return parse_prompt(prompt, job.recipe, reference=job.compares)
 
-    def _prepare(self, job: InspectionJob, prompt: Prompt | None = None, *, whole: bool = False) -> _Prepared:
-        began = time.perf_counter()
-        recipe = job.recipe
-        image = decode_image(job.image, self._limits)
-        golden = None
-        if recipe.golden_reference == "required" and job.reference is None:
-            raise ReferenceRequiredError(f"Recipe '{recipe.id}' compares with a golden sample.", field="reference")
-        if job.reference is not None and _compares(job):
-            golden = decode_image(job.reference, self._limits, field="reference").pixels
-            check_reference(image.pixels, golden)
-        decode_ms = _ms(began)
-        started = time.perf_counter()
-        plan = (
-            [View(0, 0, image.width, image.height)] if whole else plan_views(image.width, image.height, recipe.tiling)
-        )
-        rendered = [render_view(image.pixels, view, golden) for view in plan]
-        mirrored = recipe.tiling.mirrored and not whole
-        shown = [copy for pixels in rendered for copy in mirror_images(pixels)] if mirrored else rendered
-        patches = patchify(np.stack(shown))
-        if prompt is None:
-            kind = PromptKind.CLASSIFY if recipe.task == "classify" else PromptKind.INSPECT
-            prompt = build_prompt(kind, recipe.label_names, reference=golden is not None)
-        return _Prepared(
-            job=job,
-            image=image,
-            plan=plan,
-            patches=patches,
-            prompt=prompt,
-            reference_used=golden is not None,
-            copies=len(shown) // len(plan),
-            began=began,
-            decode_ms=decode_ms,
-            preprocess_ms=_ms(started),
-        )
+    def _put(self, asked: Prompt, job: InspectionJob) -> Prompt:
+        """The prompt that the model gets. Where boxes can be had, they are what is counted: over seams, a number per
+        view would count twice."""
+        grounded = set(asked.labels) <= set(self._package.processor.grounding_labels)
+        if asked.kind is not PromptKind.COUNT or not (grounded or job.recipe.tiling.mode != "whole"):
+            return asked
+        return build_prompt(PromptKind.LOCATE, asked.labels, asked.target, reference=job.compares)
 
-    def _encode(self, items: Sequence[_Prepared]) -> None:
-        """Vision and fusion: fills the rows of every item. Views of several frames share the encoder's batches."""
-        package = self._package
-        started = time.perf_counter()
-        patches = np.concatenate([item.patches for item in items]) if len(items) > 1 else items[0].patches
-        encoded = package.encode(patches)
-        vision_ms = _ms(started)
-        started = time.perf_counter()
-        first = 0
-        for item in items:
-            last = first + len(item.patches)
-            if encoded.evidence is not None and encoded.presence is not None:
-                item.all_evidence, item.all_presence = encoded.evidence[first:last], encoded.presence[first:last]
-            item.grounded = self._is_grounded(item)
-            ids = np.array(package.tokenizer.encode(item.prompt.text), dtype=np.int64)
-            fused = package.fuse(ids, encoded.visual[first:last])
-            grammar = AnswerGrammar(package.tokenizer, item.prompt, max_items=item.job.recipe.max_defects_per_view)
-            item.all_rows = [
-                Row(
-                    prefix=np.concatenate([encoded.compressed[first + i], fused[i]]),
-                    grammar=grammar,
-                    word_bias=self._word_bias(item, i),
-                    # Mirror images have a say in the verdict only.
-                    verdict_only=item.grounded or i % item.copies > 0,
-                )
-                for i in range(len(item.patches))
-            ]
-            first = last
-        fusion_ms = _ms(started)
-        for item in items:
-            item.vision_ms, item.prefill_ms = vision_ms, fusion_ms
-
-    def _run(self, items: Sequence[_Prepared], *, on_verdict: Callable[[InspectionResult], None] | None = None) -> None:
+    def _run(self, items: Sequence[Prepared], *, on_verdict: Callable[[InspectionResult], None] | None = None) -> None:
         if not items:
             return
-        self._encode(items)
+        shared = self._encode(items)
         started = time.perf_counter()
         known = started
 
@@ -362,207 +230,70 @@ class Inspector:
             for item in items:
                 item.prefill_ms += (known - started) * 1000.0
                 item.verdict_ms = (known - item.began) * 1000.0
+                self._outcome.settle(item)
                 if on_verdict is not None:
-                    on_verdict(self._result(item, partial=True))
+                    on_verdict(self._outcome.result(item, partial=True))
 
-        generate(self._package, [row for item in items for row in item.all_rows], on_prefill=verdicts_known)
+        rows = [row for item in items for row in item.all_rows]
+        generate(self._package, rows, shared=shared, on_prefill=verdicts_known)
         for item in items:
-            item.generate_ms = (time.perf_counter() - known) * 1000.0
+            item.generate_ms = elapsed_ms(known)
 
-    # -- from answers to results -----------------------------------------------------------------------------------
+    def _encode(self, items: Sequence[Prepared]) -> SharedPrefix | None:
+        """Vision and fusion: fills the rows of every item. Each frame is encoded once, whatever its prompts.
 
-    def _is_grounded(self, item: _Prepared) -> bool:
-        """Whether the defects are read off the evidence: boxed prompts about labels that the head knows."""
-        known = set(item.prompt.labels) <= set(self._package.processor.grounding_labels)
-        boxed = item.prompt.kind in (PromptKind.INSPECT, PromptKind.LOCATE)
-        wanted = self._package.calibration.of(item.job.recipe.id).details == "evidence"
-        return item.evidence is not None and known and boxed and wanted
-
-    def _word_bias(self, item: _Prepared, index_of_copy: int) -> dict[int, float]:
-        """Additions to the label logits of a classification and to the ending of the decoder's own list."""
+        Returns the keys and values of the compressed tokens when several prompts continue them.
+        """
         package = self._package
-        calibration = package.calibration.of(item.job.recipe.id)
-        bias = {package.tokenizer.eos_id: calibration.eos_bias} if calibration.eos_bias else {}
-        if item.prompt.kind is PromptKind.CLASSIFY and item.all_presence is not None and calibration.label_presence:
-            for index, label in enumerate(package.processor.grounding_labels):
-                if label in item.prompt.labels:
-                    first_token = package.tokenizer.label_ids(label)[0]
-                    bias[first_token] = calibration.label_presence * float(item.all_presence[index_of_copy, index])
-        return bias
+        started = time.perf_counter()
+        parts = {id(item.patches): item.patches for item in items}
+        sizes = [len(patches) for patches in parts.values()]
+        first = dict(zip(parts, np.cumsum([0, *sizes]).tolist(), strict=False))
+        arrays = list(parts.values())
+        encoded = package.encode(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+        vision_ms = elapsed_ms(started)
+        started = time.perf_counter()
+        places = [range(first[id(item.patches)], first[id(item.patches)] + len(item.patches)) for item in items]
+        shared = share_prefix(package, encoded.compressed) if len(parts) < len(items) else None
+        for item, place in zip(items, places, strict=True):
+            if encoded.evidence is not None and encoded.presence is not None:
+                views = slice(place.start, place.stop)
+                item.all_evidence, item.all_presence = encoded.evidence[views], encoded.presence[views]
+            item.grounded, item.found = self._outcome.is_grounded(item), {}
+        fused = self._fuse(items, places, encoded)
+        for item, place in zip(items, places, strict=True):
+            limit = item.job.recipe.max_defects_per_view
+            grammar = AnswerGrammar(package.tokenizer, item.prompt, max_items=limit)
+            item.all_rows = [
+                Row(
+                    prefix=text if shared else np.concatenate([encoded.compressed[view], text]),
+                    grammar=grammar,
+                    shared=view,
+                    word_bias=self._outcome.word_bias(item, view - place.start),
+                    # Mirror images have a say in the verdict only.
+                    verdict_only=item.grounded or (view - place.start) % item.copies > 0,
+                )
+                for view, text in zip(place, fused[item.result_id], strict=True)
+            ]
+        prefill_ms = elapsed_ms(started)
+        for item in items:
+            item.vision_ms, item.prefill_ms = vision_ms, prefill_ms
+        return shared
 
-    def examine(self, job: InspectionJob) -> tuple[dict[str, float], list[Defect]]:
-        """What calibration is fitted on: the features of P(NG), and the merged defects with raw confidences."""
-        item = self._prepare(job)
-        self._run([item])
-        image, recipe = item.image, job.recipe
-        found = [
-            Defect(
-                label=part.label,
-                severity=recipe.label(part.label).severity,
-                box=view.to_source(part.box, image.width, image.height),
-                confidence=part.confidence,
-            )
-            for index, view in enumerate(item.plan)
-            for part in self._raw_items(item, index)
-        ]
-        return self._features(item), merge_defects(found, recipe.merge_iou)
-
-    def _features(self, item: _Prepared) -> dict[str, float]:
-        """What P(NG) is computed from (see RecipeCalibration): means over mirror images, the largest over views."""
-        values = {"verdict": np.array([row.verdict_logit for row in item.all_rows])}
-        if item.all_evidence is not None and item.all_presence is not None:
-            values |= {"evidence": item.all_evidence[..., 0].max(axis=1), "presence": item.all_presence[:, -1]}
-        return {name: float(x.reshape(-1, item.copies).mean(axis=1).max()) for name, x in values.items()}
-
-    def _ng_probability(self, item: _Prepared) -> float:
-        """Calibrated P(NG) of the frame. A prompt about one label is answered by the verdict token alone."""
-        calibration = self._package.calibration.of(item.job.recipe.id)
-        features = self._features(item)
-        if item.prompt.target is not None:
-            return _sigmoid(features["verdict"])
-        return _sigmoid(calibration.bias + sum(getattr(calibration, name) * x for name, x in features.items()))
-
-    def _items(self, item: _Prepared, view: int) -> Sequence[ParsedItem]:
-        """The defects of one view, boxes in 0..1 of it, with the confidence of the recipe's calibration."""
-        recipe = item.job.recipe
-        calibration = self._package.calibration.of(recipe.id)
-        found = self._raw_items(item, view)
-        return [replace(part, confidence=_calibrated_confidence(part.confidence, calibration)) for part in found]
-
-    def _raw_items(self, item: _Prepared, view: int) -> Sequence[ParsedItem]:
-        """The defects of one view with raw confidences, read once."""
-        if view not in item.found:
-            item.found[view] = self._read_items(item, view)
-        return item.found[view]
-
-    def _read_items(self, item: _Prepared, view: int) -> Sequence[ParsedItem]:
-        if not item.grounded:
-            return item.rows[view].parsed().items
-        assert item.evidence is not None
-        recipe, known = item.job.recipe, self._package.processor.grounding_labels
-        # All labels of the recipe compete, also when the prompt asks for one of them.
-        labels = tuple(label for label in recipe.label_names if label in known)
-        found = evidence_items(
-            item.evidence[view], known, labels, iou=recipe.merge_iou, limit=recipe.max_defects_per_view
-        )
-        return [part for part in found if part.label in item.prompt.labels]
-
-    def _answer_texts(self, item: _Prepared) -> list[str]:
-        """The answer of each view as tokens spell it."""
-        if not item.grounded:
-            return [row.parsed().text for row in item.rows]
-        tok, recipe = self._package.tokenizer, item.job.recipe
-        texts = []
-        for view, row in enumerate(item.rows):
-            kept = [p for p in self._items(item, view) if p.confidence >= recipe.min_confidence(p.label)]
-            defective = (row.verdict_logit or 0.0) > 0
-            texts.append(tok.decode([row.ids[0], *(item_tokens(tok, kept) if defective else [])]))
-        return texts
-
-    @staticmethod
-    def _verdict(probability: float, recipe: Recipe) -> Verdict:
-        if probability >= recipe.thresholds.ng_above:
-            return Verdict.NG
-        return Verdict.OK if probability < recipe.thresholds.ok_below else Verdict.REVIEW
-
-    def _defects(self, item: _Prepared) -> tuple[Defect, ...]:
-        """Defects of all views in source pixels, merged, at or above the recipe's confidence, most confident first."""
-        recipe, image = item.job.recipe, item.image
-        found = [
-            Defect(
-                label=part.label,
-                severity=recipe.label(part.label).severity,
-                box=view.to_source(part.box, image.width, image.height),
-                confidence=part.confidence,
-            )
-            for index, view in enumerate(item.plan)
-            for part in self._items(item, index)
-        ]
-        kept = [d for d in found if d.confidence >= recipe.min_confidence(d.label)]
-        return tuple(merge_defects(kept, recipe.merge_iou))
-
-    def _timings(self, item: _Prepared) -> StageTimings:
-        return StageTimings(
-            decode_ms=item.decode_ms,
-            preprocess_ms=item.preprocess_ms,
-            vision_ms=item.vision_ms,
-            prefill_ms=item.prefill_ms,
-            verdict_ms=item.verdict_ms,
-            generate_ms=item.generate_ms,
-            total_ms=_ms(item.began),
-        )
-
-    def _result(self, item: _Prepared, *, partial: bool = False) -> InspectionResult:
-        recipe, info = item.job.recipe, self.engine
-        probability = self._ng_probability(item)
-        verdict = self._verdict(probability, recipe)
-        defects: tuple[Defect, ...] = ()
-        warnings: tuple[str, ...] = ()
-        label: str | None = None
-        class_probability: float | None = None
-        if not partial:
-            if verdict is not Verdict.OK and item.prompt.kind is PromptKind.INSPECT:
-                defects = self._defects(item)
-                if verdict is Verdict.NG and not defects:
-                    warnings = ("The verdict is NG, but no defect reached the recipe's confidence.",)
-            if item.prompt.kind is PromptKind.CLASSIFY:
-                answers = [row.parsed() for row in item.rows]
-                best = max(range(len(answers)), key=lambda i: item.rows[i].verdict_logit or 0.0)
-                label, class_probability = answers[best].label, answers[best].label_confidence
-        return InspectionResult(
-            result_id=item.result_id,
-            request=item.job.request,
-            verdict=verdict,
-            ng_probability=probability,
-            recipe_id=recipe.id,
-            recipe_version=recipe.version,
-            recipe_sha256=recipe.sha256,
-            thresholds=recipe.thresholds,
-            defects=defects,
-            predicted_class=label,
-            class_probability=class_probability,
-            answer_text="" if partial else "\n".join(self._answer_texts(item)),
-            text=_result_text(verdict, defects, label),
-            model_id=info.model_id,
-            engine_sha256=info.engine_sha256,
-            image_sha256=item.image.sha256,
-            image_width=item.image.width,
-            image_height=item.image.height,
-            image_name=item.job.image_name,
-            reference_used=item.reference_used,
-            views=len(item.plan),
-            is_partial=partial,
-            timings=self._timings(item),
-            warnings=warnings,
-        )
-
-
-def _counts(defects: Sequence[Defect]) -> str:
-    return ", ".join(f"{n} {label}" for label, n in Counter(d.label for d in defects).most_common())
-
-
-def _result_text(verdict: Verdict, defects: Sequence[Defect], label: str | None) -> str:
-    detail = _counts(defects) or label or ("no defects" if verdict is Verdict.OK else "")
-    return f"{verdict.value}: {detail}" if detail else verdict.value
-
-
-def _answer_text(
-    prompt: Prompt,
-    verdict: Verdict | None,
-    defects: Sequence[Defect],
-    count: int | None,
-    texts: Sequence[str],
-    label: str | None,
-) -> str:
-    """The answer in words, over all views."""
-    match prompt.kind:
-        case PromptKind.EXISTS:
-            return {Verdict.OK: "no", Verdict.NG: "yes"}.get(verdict or Verdict.ERROR, "uncertain")
-        case PromptKind.COUNT:
-            return str(count)
-        case PromptKind.CLASSIFY:
-            return label or "no defect"
-        case PromptKind.INSPECT | PromptKind.LOCATE:
-            return _counts(defects) or "none found"
-        case _:
-            return "; ".join(dict.fromkeys(t for t in texts if t))
+    def _fuse(self, items: Sequence[Prepared], places: Sequence[range], encoded: Encoded) -> dict[str, np.ndarray]:
+        """F [views, t, D] by result id. Frames with the same prompt go through the fusion together."""
+        groups: dict[str, list[int]] = {}
+        for index, item in enumerate(items):
+            groups.setdefault(item.prompt.text, []).append(index)
+        found = {}
+        for text, members in groups.items():
+            views = [view for index in members for view in places[index]]
+            visual = encoded.visual if views == list(range(len(encoded.visual))) else encoded.visual[views]
+            ids = np.array(self._package.tokenizer.encode(text), dtype=np.int64)
+            fused = self._package.fuse(ids, visual)
+            done = 0
+            for index in members:
+                count = len(places[index])
+                found[items[index].result_id] = fused[done : done + count]
+                done += count
+        return found

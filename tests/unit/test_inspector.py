@@ -119,6 +119,39 @@ def test_every_prompt_kind_is_answered(inspector: Inspector, prompt: str) -> Non
         assert {d.label for d in answer.defects} <= {"open"}
 
 
+def test_several_prompts_encode_the_frame_once(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = _jobs()[0]
+    prompts = ["inspect", "is there a short?", "count spur", "locate open", "classify", "describe", "what is this?"]
+    alone = [inspector.ask(job.image, prompt, PCB, reference=job.reference) for prompt in prompts]
+    encode, sizes = inspector._package.encode, []
+    monkeypatch.setattr(inspector._package, "encode", lambda p: sizes.append(len(p)) or encode(p))
+    together = inspector.ask_all(job.image, prompts, PCB, reference=job.reference)
+    assert sizes == [4 + 1]  # the tiles, and the whole frame for the free prompt
+    for one, other in zip(alone, together, strict=True):
+        assert one.model_dump(exclude={"timings", "ng_probability"}) == other.model_dump(
+            exclude={"timings", "ng_probability"}
+        )
+        assert one.ng_probability == pytest.approx(other.ng_probability, abs=1e-4)
+    assert inspector.ask_all(job.image, [], PCB, reference=job.reference) == []
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_class_follows_the_verdict_of_the_thresholds(inspector: Inspector, mirrored: bool) -> None:
+    """Whatever the model's own verdict token: a class unless the frame is OK, none if it is."""
+    tiling = STRIP.tiling.model_copy(update={"mirrored": mirrored})
+    image = _jobs()[2].image
+    for ok_below, ng_above, expected in ((1.0, 1.0, Verdict.OK), (0.0, 0.0, Verdict.NG), (0.0, 1.0, Verdict.REVIEW)):
+        thresholds = STRIP.thresholds.model_copy(update={"ok_below": ok_below, "ng_above": ng_above})
+        recipe = STRIP.model_copy(update={"thresholds": thresholds, "tiling": tiling})
+        result = inspector.inspect(image, recipe)
+        assert result.verdict is expected
+        assert (result.predicted_class is None) == (expected is Verdict.OK)
+        assert (result.class_probability is None) == (expected is Verdict.OK)
+        assert result.answer_text.startswith("<OK>" if expected is Verdict.OK else "<NG>")
+        answer = inspector.ask(image, "classify", recipe)
+        assert answer.predicted_class == result.predicted_class
+
+
 def test_free_prompts_stream(inspector: Inspector) -> None:
     job = _jobs()[1]
     tokens = list(inspector.generate(job.image, "what is this?", TILE, max_new_tokens=6))

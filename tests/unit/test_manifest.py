@@ -293,6 +293,17 @@ def test_an_incomplete_draft_is_refused(package: Path) -> None:
     assert verify_package(package) == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="modes are POSIX's")
+def test_who_may_read_the_folder_may_read_its_files(tmp_path: Path) -> None:
+    with publish_package(tmp_path / "nano-cpu") as draft:
+        fill(draft)
+        (draft.path / "tokenizer.json").chmod(0o600)  # as some writers of files do
+        (draft.path / "processor.json").chmod(0o755)
+        draft.path.chmod(0o755)
+    package = tmp_path / "nano-cpu"
+    assert {(package / name).stat().st_mode & 0o777 for name in verify_package(package).files} == {0o644}
+
+
 def test_other_folders_and_files_are_never_replaced(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
