@@ -54,6 +54,8 @@ LIMITS = """
 - `locate`, `exists` and `count` over several views are answered per view and merged; no number above covers them.
 - The `ok` parts of ball_screw are only presumed to be good, and differ from the others in lighting.
 - steel_strip_xsdd has no defect-free class: `nano` cannot tell a good strip from a bad one.
+- It has never seen a frame without a part. An almost uniform frame gets REVIEW by rule; noise or another scene may well
+  be called OK with confidence. Check the camera, not the verdict.
 - Square views only; the NaFlex aspect ratios that the architecture accepts were not trained.
 """
 

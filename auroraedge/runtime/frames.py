@@ -53,6 +53,7 @@ class Prepared:
     decode_ms: float
     preprocess_ms: float
     result_id: str = field(default_factory=new_result_id)
+    contrast: float = 255.0  # standard deviation of the views' grey levels
     copies: int = 1  # each view is seen once, or in its four mirror images; the first copy is the view itself
     all_rows: list[Row] = field(default_factory=list)  # [views * copies], view by view
     all_evidence: np.ndarray | None = None  # [views * copies, 256, 1 + labels + 4]
@@ -105,7 +106,8 @@ def prepare(job: InspectionJob, limits: ImageLimits, prompt: Prompt | None = Non
     shown = [render_view(image.pixels, view, golden) for view in plan]
     if recipe.tiling.mirrored and not whole:
         shown = [copy for pixels in shown for copy in mirror_images(pixels)]
-    patches = patchify(np.stack(shown))
+    stacked = np.stack(shown)
+    patches = patchify(stacked)
     if prompt is None:
         kind = PromptKind.CLASSIFY if recipe.task == "classify" else PromptKind.INSPECT
         prompt = build_prompt(kind, recipe.label_names, reference=golden is not None)
@@ -116,6 +118,8 @@ def prepare(job: InspectionJob, limits: ImageLimits, prompt: Prompt | None = Non
         patches=patches,
         prompt=prompt,
         reference_used=golden is not None,
+        # With a golden sample a uniform frame is no riddle: it differs from the sample or is as uniform.
+        contrast=255.0 if golden is not None else float(stacked[..., 0].std()),
         copies=len(shown) // len(plan),
         began=began,
         decode_ms=decode_ms,

@@ -17,6 +17,9 @@ from auroraedge.inspection.views import merge_defects
 from auroraedge.runtime.engine import EnginePackage, RecipeCalibration
 from auroraedge.runtime.frames import Prepared, elapsed_ms
 
+# Standard deviation in grey levels below which a frame shows no part. The flattest real strip has 2.6.
+LEAST_CONTRAST = 1.5
+
 
 def _sigmoid(x: float) -> float:
     return float(1.0 / (1.0 + np.exp(-np.clip(x, -60.0, 60.0))))
@@ -96,11 +99,12 @@ class Outcome:
         return _sigmoid(score)
 
     def verdict(self, item: Prepared) -> Verdict:
-        """By the recipe's thresholds on P(NG)."""
+        """By the recipe's thresholds on P(NG). A frame that shows nothing is never OK: a person must look."""
         probability, thresholds = self.ng_probability(item), item.job.recipe.thresholds
         if probability >= thresholds.ng_above:
             return Verdict.NG
-        return Verdict.OK if probability < thresholds.ok_below else Verdict.REVIEW
+        clear = probability < thresholds.ok_below and item.contrast >= LEAST_CONTRAST
+        return Verdict.OK if clear else Verdict.REVIEW
 
     def _raw_items(self, item: Prepared, view: int) -> Sequence[ParsedItem]:
         """The defects of one view as the model gives them; read off a finished answer only."""
@@ -187,6 +191,8 @@ class Outcome:
             if item.prompt.kind is PromptKind.CLASSIFY:
                 answer = item.rows[item.worst].parsed()
                 label, class_probability = answer.label, answer.label_confidence
+        if item.contrast < LEAST_CONTRAST:
+            warnings = (*warnings, "The frame is almost uniform: is the light on and the lens uncovered?")
         return InspectionResult(
             result_id=item.result_id,
             request=item.job.request,

@@ -85,6 +85,17 @@ def test_thresholds_decide_the_verdict(inspector: Inspector) -> None:
         assert not (expected is Verdict.OK and result.defects)
 
 
+def test_a_frame_that_shows_nothing_is_never_ok(inspector: Inspector) -> None:
+    """Light off, lens covered: the model may call that good, the product must not."""
+    thresholds = TILE.thresholds.model_copy(update={"ok_below": 1.0, "ng_above": 1.0})
+    lenient = TILE.model_copy(update={"thresholds": thresholds})
+    for level in (0, 128, 255):
+        result = inspector.inspect(np.full((300, 200, 3), level, np.uint8), lenient)
+        assert result.verdict is Verdict.REVIEW
+        assert "uniform" in result.warnings[0]
+    assert inspector.inspect(_jobs()[1].image, lenient).verdict is Verdict.OK
+
+
 def test_the_verdict_comes_first(inspector: Inspector) -> None:
     seen: list[InspectionResult] = []
     job = _jobs()[0]
