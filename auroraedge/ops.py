@@ -20,6 +20,11 @@ _library.define(
 _library.define("fusion_attention(Tensor query, Tensor key, Tensor value, Tensor mask) -> Tensor")
 
 
+def _wide(x: torch.Tensor) -> torch.dtype:
+    """What norms and softmax are computed in: float32, or float64 for float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def compress_reference(
     visual_BND: torch.Tensor,
     mask_BN: torch.Tensor,
@@ -38,9 +43,10 @@ def compress_reference(
     visual [B, N, D], mask [B, N] (1 real, 0 padded) -> [B, C, D] in the dtype of `visual`. N may be smaller than W1's
     width: missing patches count as padded. Source: arXiv 2601.16615, token compressor (256 -> 64).
     """
-    x = visual_BND.float()
+    wide = _wide(visual_BND)
+    x = visual_BND.to(wide)
     normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-    normed = (normed * norm_weight_D.float() * mask_BN[..., None].float()).to(visual_BND.dtype)
+    normed = (normed * norm_weight_D.to(wide) * mask_BN[..., None].to(wide)).to(visual_BND.dtype)
     hidden_BMD = torch.matmul(w1_MN[:, : visual_BND.shape[1]], normed) + b1_M[:, None]
     return torch.matmul(w2_CM, F.gelu(hidden_BMD, approximate="tanh")) + b2_C[:, None]
 
@@ -50,11 +56,13 @@ def fusion_attention_reference(
 ) -> torch.Tensor:
     """Cross-attention of prompt tokens to the uncompressed visual tokens: softmax(q k^T / sqrt(d)) v over real patches.
 
-    query [B, H, t, d], key and value [B, H, N, d], mask [B, N] (1 real, 0 padded) -> [B, H, t, d]. Softmax in float32.
+    query [B, H, t, d], key and value [B, H, N, d], mask [B, N] (1 real, 0 padded) -> [B, H, t, d]. Softmax in float32,
+    or in float64 if the inputs are.
     Source: arXiv 2601.16615, fusion module.
     """
-    scores_BHtN = torch.matmul(query_BHtd, key_BHNd.transpose(-1, -2)).float() * query_BHtd.shape[-1] ** -0.5
-    scores_BHtN = scores_BHtN + (1.0 - mask_BN[:, None, None, :].float()) * -1e9
+    wide = _wide(query_BHtd)
+    scores_BHtN = torch.matmul(query_BHtd, key_BHNd.transpose(-1, -2)).to(wide) * query_BHtd.shape[-1] ** -0.5
+    scores_BHtN = scores_BHtN + (1.0 - mask_BN[:, None, None, :].to(wide)) * -1e9
     return torch.matmul(torch.softmax(scores_BHtN, -1).to(value_BHNd.dtype), value_BHNd)
 
 

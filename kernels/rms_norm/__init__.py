@@ -1,0 +1,1 @@
+"""RMSNorm with the residual addition before it, and sums of squares alone. See README.md."""
