@@ -85,6 +85,18 @@ class DecoderSpec(_Model):
     vocab: Count
 
 
+class KernelChoice(_Model):
+    """How an engine computes an op that there is a kernel for: a plug-in, or the compiler's own layers and why.
+
+    packs: SHA-256 of the PTX by variant, of the kernels that the compiler could choose from.
+    """
+
+    op: Name
+    how: Literal["plugin", "plain"]
+    reason: str = ""
+    packs: dict[str, Sha256] = Field(default_factory=dict)
+
+
 class EngineDescription(_Model):
     """What the builder of a package knows about it.
 
@@ -102,6 +114,7 @@ class EngineDescription(_Model):
     decoder: DecoderSpec
     calibration_set_sha256: Sha256 | None = None
     parity: dict[str, dict[str, Figure]] = Field(default_factory=dict)
+    kernels: tuple[KernelChoice, ...] = ()
 
     @model_validator(mode="after")
     def _precision_of_every_graph(self) -> Self:
@@ -257,6 +270,28 @@ def publish_package(destination: Path | str) -> Iterator[PackageDraft]:
     package or the new one. After any exception, or if the process is killed, the old package is still there. Raises
     EngineError if the destination is something else than a package, or if the draft is incomplete.
     """
+    with _building(destination) as folder:
+        draft = PackageDraft(path=folder)
+        yield draft
+        draft.manifest = _seal(draft)
+
+
+@contextmanager
+def adopt_package(destination: Path | str) -> Iterator[Path]:
+    """Puts a finished package, which the block writes into the given folder with its manifest, into place in one step.
+
+    It is verified first. Raises what `verify_package` raises, and EngineError if the destination is something else.
+    """
+    with _building(destination) as folder:
+        yield folder
+        manifest = verify_package(folder)
+        for item in (*(folder / name for name in manifest.files), folder / MANIFEST_FILE, folder):
+            _sync(item)
+
+
+@contextmanager
+def _building(destination: Path | str) -> Iterator[Path]:
+    """A folder beside `destination` that takes its place when the block ends well."""
     destination = Path(destination).resolve()
     if destination.exists() and not _is_replaceable(destination):
         raise EngineError(
@@ -266,15 +301,14 @@ def publish_package(destination: Path | str) -> Iterator[PackageDraft]:
         )
     destination.parent.mkdir(parents=True, exist_ok=True)
     _recover(destination)
-    draft = PackageDraft(path=_sibling(destination, "building"))
-    draft.path.mkdir()
+    folder = _sibling(destination, "building")
+    folder.mkdir()
     try:
-        yield draft
-        draft.manifest = _seal(draft)
-        _replace(draft.path, destination)
+        yield folder
+        _replace(folder, destination)
     finally:
         # After success, what lies here is the old package or nothing; otherwise it is the unfinished one.
-        shutil.rmtree(draft.path, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _seal(draft: PackageDraft) -> EngineManifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +49,6 @@ def int8_from_onnx(
     EngineError unless every other linear layer is quantised.
     """
     prepared = destination.with_suffix(".prepared.onnx")
-    logging.getLogger().setLevel(logging.ERROR)
     quant_pre_process(source, prepared, skip_symbolic_shape=True, skip_optimization=True)
     model = onnx.load(prepared)
     names = [node.name for node in weight_products(model)]

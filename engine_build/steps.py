@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,21 @@ from auroraedge.manifest import (
 from auroraedge.model import AuroraEdgeForConditionalGeneration
 from auroraedge.runtime.session import OrtSession
 from calib.frames import CalibrationSet, calibration_set
+from calib.ranges import measure_ranges
+from calib.smoothing import smooth_quant
 from engine_build.export import GraphExport, export_graph
 from engine_build.parity import engine_outputs, stage_parity, torch_outputs, vision_feeds
-from engine_build.quantise import int8_from_onnx, int8_weights_from_onnx
+from engine_build.quantise import int8_from_onnx, int8_weights_from_onnx, weight_products
 from engine_build.targets import GRAPHS, Target
 
 ROOT = Path(__file__).resolve().parents[1]
-_DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.UINT8: "uint8"}
+_DTYPES = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.INT64: "int64",
+    onnx.TensorProto.UINT8: "uint8",
+}
+_BY_VIEW = ("patches", "prompt_ids", "samples")
 # A package whose graphs depart further from the model than this is a broken build, not a trade-off.
 _LEAST_COSINE = {"fp32": 0.99999, "int8": 0.98}
 
@@ -91,8 +101,40 @@ def compile_graph(
         return f"{int8_weights_from_onnx(export.path, destination)} layers with INT8 weights"
     if export.name != "vision":
         raise EngineError(f"Static INT8 is not offered for the {export.name} graph.", field="--precision")
-    count = int8_from_onnx(export.path, destination, vision_feeds(frames, position))
+    kept = compressor_layers(export.path)
+    count = int8_from_onnx(export.path, destination, vision_feeds(frames, position), keep=kept)
     return f"{count} layers in INT8"
+
+
+def compressor_layers(path: Path) -> tuple[str, ...]:
+    """The compressor's two products, which stay in float32: they mix tokens whose sizes differ by orders of magnitude,
+    so one scale for all costs 10 dB, and they are 1 % of the arithmetic."""
+    model = onnx.load(path)
+    made_by = {output: node for node in model.graph.node for output in node.output}
+
+    def mixes_tokens(node: onnx.NodeProto) -> bool:
+        """Whether the product's input is a transposed one, directly or through the compressor's own GELU."""
+        maker = made_by.get(node.input[0])
+        while maker is not None and maker.op_type in ("Gelu", "Add"):
+            maker = made_by.get(maker.input[0])
+        if maker is not None and maker.op_type == "MatMul":
+            return mixes_tokens(maker)
+        return maker is not None and maker.op_type == "Transpose" and list(maker.attribute[0].ints) == [0, 2, 1]
+
+    found = tuple(node.name for node in weight_products(model) if mixes_tokens(node))
+    if len(found) != 2:
+        raise EngineError(f"{len(found)} layers look like the compressor's two.", field=path.name)
+    return found
+
+
+def smoothed(model: AuroraEdgeForConditionalGeneration, frames: CalibrationSet) -> AuroraEdgeForConditionalGeneration:
+    """A copy of the model whose encoder is easier to quantise: SmoothQuant, folded into norms and weights."""
+    ranges = measure_ranges(model, replace(frames, **{name: getattr(frames, name)[:32] for name in _BY_VIEW}))
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    changed = smooth_quant(state, ranges.layers, under="vision_model")
+    twin = copy.deepcopy(model)
+    twin.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in changed.items()})
+    return twin
 
 
 def write_tables(model: AuroraEdgeForConditionalGeneration, folder: Path, tokenizer_file: Path, source: Path) -> None:
@@ -155,6 +197,10 @@ def build_engine(
         )
         position = model.vision_model.embeddings.position_embedding.weight.detach().numpy().astype(np.float32)
         embedding = model.get_input_embeddings().weight.detach().numpy().astype(np.float32)
+        source = model
+        if chosen["vision"] == "int8":
+            step("smoothing")
+            source = smoothed(model, frames)
         work = draft.path / "work"
         work.mkdir()
         plain: dict[str, OrtSession] = {}
@@ -162,7 +208,7 @@ def build_engine(
         graphs: dict[str, GraphSpec] = {}
         for name in GRAPHS:
             step(f"{name}: export")
-            export = export_graph(model, name, work)
+            export = export_graph(source, name, work)
             plain[name] = OrtSession(export.path)
             step(f"{name}: {chosen[name]}")
             destination = draft.path / f"{name}.onnx"
@@ -194,7 +240,7 @@ def build_engine(
         )
         step("publish")
     assert draft.manifest is not None
-    console.print(_parity_table(stages))
+    console.print(parity_table(stages))
     return draft.manifest
 
 
@@ -214,7 +260,7 @@ def _check(stages: dict[str, dict[str, dict[str, float]]], precision: dict[str, 
                 )
 
 
-def _parity_table(stages: dict[str, dict[str, dict[str, float]]]) -> Table:
+def parity_table(stages: dict[str, dict[str, dict[str, float]]]) -> Table:
     table = Table(title="Parity with the torch model")
     for column in ("stage", "tensor", "figures"):
         table.add_column(column)
