@@ -24,6 +24,7 @@ from auroraedge.data.synthetic import (
     generate_ground_surface,
     generate_rolled_surface,
 )
+from auroraedge.inspection.alignment import align_reference
 from auroraedge.inspection.prompts import PromptKind
 from auroraedge.inspection.recipe import load_recipe
 
@@ -37,9 +38,8 @@ _INSPECT_KINDS = {
 _CLASSIFY_KINDS = {PromptKind.CLASSIFY: 0.8, PromptKind.EXISTS: 0.15, PromptKind.DESCRIBE: 0.05}
 
 
-def _grey_or_rgb(path: Path) -> np.ndarray:
+def _grey_if_grey(pixels: np.ndarray) -> np.ndarray:
     """uint8 [H, W] when the picture is grey, else [H, W, 3]: a third of the memory for most of the pack."""
-    pixels = load_image(path)
     if (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all():
         return np.ascontiguousarray(pixels[..., 0])
     return pixels
@@ -55,10 +55,11 @@ def _to_rgb(scene: Scene) -> Scene:
 
 
 class _Items:
-    """Annotated images, decoded once and kept in memory."""
+    """Annotated images, decoded once and kept in memory; golden samples registered as the recipe says."""
 
-    def __init__(self, items: Sequence[PackItem]) -> None:
+    def __init__(self, items: Sequence[PackItem], shift_px: int = 0) -> None:
         self.items = list(items)
+        self._shift_px = shift_px
         self._scenes: dict[int, Scene] = {}
 
     def __len__(self) -> int:
@@ -68,10 +69,14 @@ class _Items:
         found = self._scenes.get(index)
         if found is None:
             item = self.items[index]
+            image = load_image(item.path)
+            golden = None if item.reference is None else load_image(item.reference)
+            if golden is not None and self._shift_px:
+                golden = align_reference(image, golden, self._shift_px)
             found = self._scenes[index] = Scene(
-                image=_grey_or_rgb(item.path),
+                image=_grey_if_grey(image),
                 objects=tuple(SceneObject(o.label, *o.bbox) for o in item.objects),
-                reference=None if item.reference is None else _grey_or_rgb(item.reference),
+                reference=None if golden is None else _grey_if_grey(golden),
             )
         return found
 
@@ -234,7 +239,8 @@ def open_sources(names: Sequence[str], pack_dir: Path | None, split: str = "trai
             recipe_id, draw = _GENERATED_SOURCES[name]
         else:
             recipe_id, factory = _PACK_SOURCES[name]
-            draw = factory(_Items(load_pack_set(pack_dir or Path("inspection-pack"), name, split)))
+            shift_px = load_recipe(recipe_id).reference_shift_px
+            draw = factory(_Items(load_pack_set(pack_dir or Path("inspection-pack"), name, split), shift_px))
         recipe = load_recipe(recipe_id)
         kinds = _CLASSIFY_KINDS if recipe.task == "classify" else _INSPECT_KINDS
         found[name] = Source(name=name, recipe=recipe, draw=draw, kinds=dict(kinds))

@@ -69,6 +69,22 @@ def evidence_items(
     return items
 
 
+def mirrored_mean(evidence: np.ndarray) -> np.ndarray:
+    """Mean over mirror images (inspection.views.mirror_images): [V, 4, N, 1 + labels + 4] -> [V, N, 1 + labels + 4].
+
+    Each mirror image is turned back: its tokens, and the sign of the offset of a box's centre from its token.
+    """
+    views, copies, tokens, width = evidence.shape
+    assert copies == 4
+    grid = round(tokens**0.5)
+    fields = evidence.astype(np.float32).reshape(views, copies, grid, grid, width).copy()
+    fields[:, 1::2] = fields[:, 1::2, :, ::-1]
+    fields[:, 1::2, ..., -4] *= -1
+    fields[:, 2:] = fields[:, 2:, ::-1]
+    fields[:, 2:, ..., -3] *= -1
+    return fields.mean(axis=1).reshape(views, tokens, width)
+
+
 def item_tokens(tokenizer: InspectionTokenizer, items: Sequence[ParsedItem]) -> list[int]:
     """The answer tokens of items: label and four location tokens each."""
     ids: list[int] = []

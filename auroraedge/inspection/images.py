@@ -1,4 +1,4 @@
-"""Image files and camera pixels to uint8 RGB, behind checked limits.
+"""Image files and arrays to uint8 RGB, behind checked limits. What cameras deliver besides is in raw.py.
 
 Accepted files: JPEG, PNG, BMP, TIFF and WebP; of a file with several pictures (pages, animation) the first one.
 
@@ -18,9 +18,10 @@ import hashlib
 import io
 import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,8 +29,7 @@ from numpy.typing import NDArray
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from auroraedge.errors import AuroraEdgeError, ImageTooLargeError, InvalidImageError, UnsupportedImageError
-
-PixelFormat = Literal["MONO8", "RGB8", "BGR8"]
+from auroraedge.inspection.raw import RawFrame, raw_frame
 
 # What shows through transparent pixels: black, like the unlit surroundings of a part.
 ALPHA_BACKGROUND = (0, 0, 0)
@@ -62,7 +62,6 @@ _PLAIN_PNG_CHUNKS = frozenset(
     (b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"sBIT", b"bKGD", b"gAMA", b"cHRM", b"sRGB", b"iCCP")
 )
 _ORIENTATION_TAG = 0x0112
-_CHANNELS: dict[str, int] = {"MONO8": 1, "RGB8": 3, "BGR8": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +82,22 @@ class DecodedImage:
     """Upright pixels, uint8 RGB [H, W, 3], C-contiguous.
 
     sha256: of the file's bytes as given; of the pixels for an array: [H, W] if grey, RGB [H, W, 3] otherwise, rows
-    without padding, so that a camera's frame has one hash however it was sent.
+    without padding, so that a camera's frame has one hash however it was sent; of a RawFrame: see there.
+    verify: set where the pixels lie in memory that another process may write to (see RawFrame); call it after reading
+    them, or take `detached` ones.
     """
 
     pixels: NDArray[np.uint8]
     sha256: str
+    verify: Callable[[], None] | None = None
+
+    def detached(self) -> DecodedImage:
+        """This image on memory of its own. Raises what `verify` does."""
+        if self.verify is None:
+            return self
+        copy = replace(self, pixels=self.pixels.copy(), verify=None)
+        self.verify()
+        return copy
 
     @property
     def width(self) -> int:
@@ -98,11 +108,12 @@ class DecodedImage:
         return int(self.pixels.shape[0])
 
 
-ImageSource = bytes | bytearray | memoryview | Path | str | np.ndarray | DecodedImage
+ImageSource = bytes | bytearray | memoryview | Path | str | np.ndarray | RawFrame | DecodedImage
 
 
 def decode_image(source: ImageSource, limits: ImageLimits | None = None, field: str = "image") -> DecodedImage:
-    """The pixels of an image file (its bytes or its path) or of an array, uint8 [H, W], [H, W, 1] or RGB [H, W, 3].
+    """The pixels of an image file (its bytes or its path), of a RawFrame, or of an array, uint8 [H, W], [H, W, 1] or
+    RGB [H, W, 3].
 
     An array is not copied if it is C-contiguous RGB. A DecodedImage is returned as it is. `field` names the input in
     errors. Thread-safe. Raises InvalidImageError (missing, empty, truncated, not an image, an array of another dtype
@@ -111,6 +122,8 @@ def decode_image(source: ImageSource, limits: ImageLimits | None = None, field: 
     limits = limits or ImageLimits()
     if isinstance(source, DecodedImage):
         return source
+    if isinstance(source, RawFrame):
+        return _from_raw(source, limits)
     if isinstance(source, np.ndarray):
         return _from_array(source, limits, field)
     if isinstance(source, str | Path):
@@ -132,57 +145,14 @@ def raw_image(
     width: int,
     height: int,
     stride: int = 0,
-    pixel_format: PixelFormat = "RGB8",
-    limits: ImageLimits | None = None,
-    field: str = "image",
-) -> DecodedImage:
-    """Uncompressed camera pixels as a frame; the arguments and errors of `raw_pixels`."""
-    pixels = raw_pixels(data, width, height, stride, pixel_format, limits, field)
-    return _from_array(pixels, limits or ImageLimits(), field)
-
-
-def raw_pixels(
-    data: bytes | bytearray | memoryview,
-    width: int,
-    height: int,
-    stride: int = 0,
     pixel_format: str = "RGB8",
     limits: ImageLimits | None = None,
     field: str = "image",
-) -> NDArray[np.uint8]:
-    """A view, uint8 [H, W, 1] or RGB [H, W, 3], of uncompressed camera pixels: checked, but neither copied nor hashed.
-
-    `height` rows of `width` pixels, `stride` bytes from row to row (0: no padding); the padding of the last row may be
-    left out. Raises InvalidImageError naming the field that does not agree, UnsupportedImageError for another pixel
-    format, ImageTooLargeError.
-    """
-    channels = _CHANNELS.get(pixel_format)
-    if channels is None:
-        raise UnsupportedImageError(
-            f"Pixel format {pixel_format!r} is not supported.",
-            field=f"{field}.pixel_format",
-            remedy=f"Send one of {', '.join(_CHANNELS)}.",
-        )
-    _check_size(width, height, limits or ImageLimits(), field)
-    row = width * channels
-    stride = stride or row
-    if stride < row:
-        raise InvalidImageError(
-            f"The stride is {stride} bytes, but a row of {width} pixels has {row}.",
-            field=f"{field}.stride",
-            remedy="Give the bytes from one row's start to the next one's, or 0 for rows without padding.",
-        )
-    buffer = np.frombuffer(data, np.uint8)
-    least, most = stride * (height - 1) + row, stride * height
-    if not least <= buffer.size <= most:
-        raise InvalidImageError(
-            f"There are {buffer.size} bytes of pixels, but {height} rows of {stride} bytes need {most}.",
-            field=f"{field}.pixels",
-            remedy="Send stride * height bytes.",
-        )
-    shape, strides = (height, width, channels), (stride, channels, 1)
-    pixels = np.lib.stride_tricks.as_strided(buffer, shape, strides, writeable=False)
-    return pixels[..., ::-1] if pixel_format == "BGR8" else pixels
+) -> DecodedImage:
+    """Uncompressed camera pixels as a frame; the arguments and errors of `raw_frame`, and ImageTooLargeError."""
+    limits = limits or ImageLimits()
+    check_size(width, height, limits, field)
+    return decode_image(raw_frame(data, width, height, stride, pixel_format, field), limits, field)
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -199,7 +169,8 @@ def _check_bytes(count: int, limits: ImageLimits, field: str) -> None:
         )
 
 
-def _check_size(width: int, height: int, limits: ImageLimits, field: str) -> None:
+def check_size(width: int, height: int, limits: ImageLimits, field: str) -> None:
+    """Raises InvalidImageError for an empty image and ImageTooLargeError for one above the limits."""
     if width < 1 or height < 1:
         raise InvalidImageError(f"An image of {width}x{height} pixels is empty.", field=field)
     if width * height > limits.max_pixels or max(width, height) > limits.max_side:
@@ -223,6 +194,18 @@ def _read_file(path: Path, limits: ImageLimits, field: str) -> bytes:
         raise InvalidImageError(f"The image file {path} cannot be read: {what}.", field=field, remedy=remedy) from error
 
 
+def _from_raw(frame: RawFrame, limits: ImageLimits) -> DecodedImage:
+    check_size(frame.width, frame.height, limits, frame.field)
+    pixels = frame.rgb()
+    lent = frame.verify is not None and np.may_share_memory(pixels, frame.rows)
+    # The hash of BGR8 is that of its RGB, which is at hand.
+    digest = hashlib.sha256(pixels.data).hexdigest() if frame.pixel_format == "BGR8" else frame.sha256()
+    image = DecodedImage(pixels=pixels, sha256=digest, verify=frame.verify if lent else None)
+    if frame.verify is not None:
+        frame.verify()
+    return image
+
+
 def _from_array(array: np.ndarray, limits: ImageLimits, field: str) -> DecodedImage:
     where = f"An array of dtype {array.dtype} and shape {array.shape}"
     remedy = "Pass a uint8 array of shape [H, W] (grey) or [H, W, 3] (RGB)."
@@ -234,7 +217,7 @@ def _from_array(array: np.ndarray, limits: ImageLimits, field: str) -> DecodedIm
         raise InvalidImageError(f"{where} is not an image.", field=field, remedy=remedy)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
         raise InvalidImageError(f"{where} is not an image.", field=field, remedy=remedy)
-    _check_size(array.shape[1], array.shape[0], limits, field)
+    check_size(array.shape[1], array.shape[0], limits, field)
     array = np.ascontiguousarray(array)
     digest = hashlib.sha256(array.data).hexdigest()
     grey = array.ndim == 2 or array.shape[2] == 1
@@ -249,7 +232,7 @@ def _decode(data: bytes, limits: ImageLimits, field: str) -> NDArray[np.uint8]:
     name, plugin = _plugin(data, field)
     try:
         with plugin(io.BytesIO(data)) as image:
-            _check_size(*image.size, limits, field)
+            check_size(*image.size, limits, field)
             fast = _decode_fast(data, name, image)
             if fast is not None:
                 return fast

@@ -87,6 +87,9 @@ class Recipe(_Model):
     labels: tuple[LabelSpec, ...] = Field(min_length=1, max_length=64)
     thresholds: Thresholds = Thresholds()
     golden_reference: Literal["none", "optional", "required"] = "none"
+    reference_shift_px: int = Field(
+        default=0, ge=0, le=32, description="Golden samples are moved by up to so many pixels; 0: they lie in register."
+    )
     tiling: Tiling = Tiling()
     max_defects_per_view: int = Field(default=16, ge=1, le=64)
     merge_iou: float = Field(default=0.4, gt=0, lt=1, description="Same-label boxes above this IoU are one defect.")

@@ -62,10 +62,34 @@ class Defect(_Model):
     severity: Severity
     box: Box | None = None
     confidence: float = Field(ge=0, le=1)
+    region: str = Field(default="", description="Name of the region of interest that it was found in.")
+
+
+class Region(_Model):
+    """A region of interest in pixels of the frame. An empty name becomes "region-N", N being its place from 1."""
+
+    name: str = Field(default="", max_length=64)
+    x: int = Field(ge=0)
+    y: int = Field(ge=0)
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+
+
+class RegionVerdict(_Model):
+    """The verdict on one region of interest."""
+
+    region: Region
+    verdict: Verdict
+    ng_probability: float = Field(ge=0, le=1)
+    views: int = 0
 
 
 class StageTimings(_Model):
-    """Milliseconds of one inspection. `verdict_ms`: from the start until OK/NG was known."""
+    """Milliseconds of one inspection. `verdict_ms`: from the start until OK/NG was known.
+
+    queue_ms, store_ms and service_ms are the server's: the wait before the start, the commit to the store, and all of
+    it from the arrival of the request until the answer was ready. total_ms is without them.
+    """
 
     decode_ms: float = 0.0
     preprocess_ms: float = 0.0
@@ -74,6 +98,9 @@ class StageTimings(_Model):
     verdict_ms: float = 0.0
     generate_ms: float = 0.0
     total_ms: float = 0.0
+    queue_ms: float = 0.0
+    store_ms: float = 0.0
+    service_ms: float = 0.0
 
 
 class RequestInfo(_Model):
@@ -88,6 +115,7 @@ class RequestInfo(_Model):
     job: str = Field(default="", max_length=256)
     exposure_us: float | None = Field(default=None, ge=0)
     captured_at: AwareDatetime | None = None
+    trigger_id: str = Field(default="", max_length=256)
 
 
 class ErrorDetail(_Model):
@@ -99,6 +127,15 @@ class ErrorDetail(_Model):
     @classmethod
     def of(cls, error: AuroraEdgeError) -> ErrorDetail:
         return cls(reason=error.reason, message=error.message, remedy=error.remedy, field=error.field)
+
+
+class Receipt(_Model):
+    """The store's confirmation of a result. `replayed`: the answer given earlier to the same request id."""
+
+    stored: bool
+    seq: int = 0
+    stored_at: AwareDatetime | None = None
+    replayed: bool = False
 
 
 def new_result_id() -> str:
@@ -139,6 +176,8 @@ class InspectionResult(_Model):
     timings: StageTimings = StageTimings()
     warnings: tuple[str, ...] = ()
     error: ErrorDetail | None = None
+    regions: tuple[RegionVerdict, ...] = Field(default=(), description="One a region of interest, if there are any.")
+    receipt: Receipt | None = Field(default=None, description="Set by the service once the result is stored.")
 
 
 class Answer(_Model):
@@ -155,8 +194,13 @@ class Answer(_Model):
     timings: StageTimings = StageTimings()
     request: RequestInfo = RequestInfo()
     recipe_id: str = ""
+    recipe_version: int = 0
+    recipe_sha256: str = ""
     model_id: str = ""
     engine_sha256: str = ""
+    image_sha256: str = ""
+    image_width: int = 0
+    image_height: int = 0
 
 
 class GeneratedToken(_Model):

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from auroraedge.config import GRID, IMAGE_SIZE, PATCH_SIZE
-from auroraedge.errors import ImageTooLargeError, ReferenceRequiredError
+from auroraedge.errors import ImageTooLargeError, InvalidRequestError, ReferenceRequiredError
 from auroraedge.inspection.recipe import Tiling
-from auroraedge.inspection.results import Box, Defect
+from auroraedge.inspection.results import Box, Defect, Region
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,44 @@ def plan_views(width: int, height: int, tiling: Tiling) -> list[View]:
             remedy="Raise tiling.max_views or tiling.size_px in the recipe, or crop the frame.",
         )
     return [View(x, y, w, h) for y in ys for x in xs]
+
+
+def place_regions(regions: Sequence[Region], width: int, height: int) -> tuple[Region, ...]:
+    """The regions of interest of a frame, each with a name.
+
+    Raises InvalidRequestError for a region that does not lie in the frame, and for a name that is given twice.
+    """
+    placed: list[Region] = []
+    for index, region in enumerate(regions):
+        if region.x + region.width > width or region.y + region.height > height:
+            raise InvalidRequestError(
+                f"The region x={region.x} y={region.y} width={region.width} height={region.height} does not lie in the "
+                f"frame of {width}x{height} pixels.",
+                field=f"regions[{index}]",
+                remedy="Give regions in pixels of the frame.",
+            )
+        name = region.name or f"region-{index + 1}"
+        if any(name == other.name for other in placed):
+            raise InvalidRequestError(f"Two regions are named '{name}'.", field=f"regions[{index}].name")
+        placed.append(region.model_copy(update={"name": name}))
+    return tuple(placed)
+
+
+def plan_region_views(regions: Sequence[Region], tiling: Tiling) -> list[list[View]]:
+    """The views of each region, planned as if it were a frame. Raises ImageTooLargeError beyond max_views in all."""
+    plans = [
+        [View(view.x + region.x, view.y + region.y, view.w, view.h) for view in plan]
+        for region in regions
+        for plan in [plan_views(region.width, region.height, tiling)]
+    ]
+    count = sum(map(len, plans))
+    if count > tiling.max_views:
+        raise ImageTooLargeError(
+            f"The {len(plans)} regions need {count} views; the recipe allows {tiling.max_views}.",
+            field="regions",
+            remedy="Send fewer or smaller regions, or raise tiling.max_views or tiling.size_px in the recipe.",
+        )
+    return plans
 
 
 def composite(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
