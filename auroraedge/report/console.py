@@ -13,10 +13,11 @@ from auroraedge.inspection.palette import VERDICT_STYLES
 from auroraedge.inspection.recipe import Recipe
 from auroraedge.inspection.results import Defect, Verdict
 from auroraedge.manifest import EngineManifest, TensorSpec
+from auroraedge.packaging import Difference
 from auroraedge.report import statistics
-from auroraedge.report.page import milliseconds, percent
 from auroraedge.report.runner import ReportSummary
 from auroraedge.report.single import SingleOutcome
+from auroraedge.report.words import milliseconds, percent
 
 
 def verdict_text(verdict: Verdict) -> Text:
@@ -73,29 +74,35 @@ def outcome_view(outcome: SingleOutcome) -> Group:
     return Group(*parts)
 
 
-def summary_view(summary: ReportSummary, command: str = "the same command") -> Group:
-    """What a report run did, where the report is, and how to go on if it was cut short."""
-    report = summary.report
+def summary_view(summary: ReportSummary) -> Group:
+    """What a report run did."""
+    report, figures = summary.report, summary.report.figures
     table = Table(show_edge=False, pad_edge=False)
     for verdict in Verdict:
         table.add_column(verdict_text(verdict), justify="right")
     table.add_column("yield", justify="right")
     table.add_column("95 % interval")
-    share = statistics.first_pass_yield(report.entries)
+    share = figures.share
     interval = f"{percent(share.low)} to {percent(share.high)}" if share.total else ""
     table.add_row(*(str(summary.counts[verdict]) for verdict in Verdict), percent(share.value), interval)
     done = f"{summary.inspected} inspected, {summary.reused} taken from an earlier run, {len(report.skipped)} skipped"
     parts: list[Table | Text] = [table, Text(done, style="dim")]
-    failed = [(e.item.name, e.result.error.message) for e in report.entries if e.result.error is not None]
-    failed += [(skipped.name, skipped.reason) for skipped in report.skipped]
+    failed = [(failure.name, failure.reason) for failure in figures.failures[:5]]
+    failed += [(skipped.name, skipped.reason) for skipped in report.skipped[:5]]
+    total = figures.model_counts[Verdict.ERROR] + len(report.skipped)
     parts += [Text(f"not inspected: {name}: {reason}", style="yellow") for name, reason in failed[:5]]
-    if len(failed) > 5:
-        parts.append(Text(f"and {len(failed) - 5} more, listed in the report", style="yellow"))
-    if not report.is_complete:
-        missing = report.planned - len(report.entries)
-        parts.append(Text(f"Stopped: {missing} of {report.planned} images are left. Run {command} again to continue."))
-    parts.append(Text(f"report: {summary.page}", style="bold"))
+    if total > 5:
+        parts.append(Text(f"and {total - 5} more, listed in the report", style="yellow"))
     return Group(*parts)
+
+
+def continue_line(summary: ReportSummary, command: str) -> str:
+    """How to go on with a report that was cut short; "" where nothing is left. One line, whatever the terminal."""
+    report = summary.report
+    if report.is_complete:
+        return ""
+    missing = report.planned - report.figures.total
+    return f"Stopped: {missing} of {report.planned} images are left. Run {command} again to continue."
 
 
 def recipe_list(recipes: Sequence[Recipe]) -> Group:
@@ -134,6 +141,18 @@ def manifest_view(manifest: EngineManifest) -> Group:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         parts.append(Text(f"parity {stage}: {shown}"))
     return Group(*parts)
+
+
+def difference_view(differences: Sequence[Difference], first: str, second: str) -> Table | Text:
+    """What two engine packages differ in."""
+    if not differences:
+        return Text("The packages are the same.")
+    table = Table(show_edge=False, pad_edge=False, show_lines=True)
+    for column in ("", first, second):
+        table.add_column(column, overflow="fold")
+    for item in differences:
+        table.add_row(Text(item.what), Text(item.first or "-"), Text(item.second or "-"))
+    return table
 
 
 def _tensors(specs: Sequence[TensorSpec]) -> Text:

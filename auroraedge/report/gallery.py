@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import cv2
@@ -16,7 +15,8 @@ from auroraedge.inspection.images import decode_image
 from auroraedge.inspection.palette import LabelStyle
 from auroraedge.inspection.results import Defect, InspectionResult, Verdict
 from auroraedge.report import charts
-from auroraedge.report.statistics import Entry, worst_defects, worst_first
+from auroraedge.report.pictures import PictureGoneError, Pictures
+from auroraedge.report.statistics import Entry, Figures, worst_defects
 
 _QUALITY = 80
 
@@ -28,6 +28,7 @@ class PageLimits:
     pictures_ng: int = 60
     pictures_review: int = 60
     pictures_ok: int = 12
+    pictures_every: int = 60
     picture_px: int = 560
     pictures_mb: float = 12.0
     table_rows: int = 5000
@@ -35,16 +36,27 @@ class PageLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One picture of the gallery. `number`: its row in the table."""
+    """One picture of the gallery, with the golden sample that it was compared with."""
 
-    number: int
     entry: Entry
-    image_uri: str
-    reference_uri: str | None
+    image: bytes
+    reference: bytes | None
     overlay: Markup
     defects: list[Defect]
     width: int
     height: int
+
+    @property
+    def number(self) -> int:
+        return self.entry.number
+
+    @property
+    def image_uri(self) -> str:
+        return _uri(self.image)
+
+    @property
+    def reference_uri(self) -> str | None:
+        return _uri(self.reference) if self.reference else None
 
     @property
     def result(self) -> InspectionResult:
@@ -60,18 +72,19 @@ class Card:
 
     @property
     def alt(self) -> str:
-        found = ", ".join(f"{d.label} {d.confidence:.0%}" for d in self.defects[:6]) or "no defects"
-        return f"{self.entry.item.name}: {self.result.verdict.value}, {found}"
+        found = ", ".join(f"{d.label} {d.confidence:.0%}" for d in self.defects[:6]) or "–"
+        return f"{self.entry.item.name}: {self.entry.verdict.value}, {found}"
 
 
 @dataclass(kw_only=True)
 class Section:
-    """The pictures of one verdict. `total`: images with this verdict, shown or not."""
+    """Pictures of one kind: ng, review, ok, every. `total`: images of this kind, shown or not."""
 
-    verdict: Verdict
+    name: str
     total: int
     cards: list[Card] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    without: int = 0
 
 
 def thumbnail(image: np.ndarray, longest: int) -> bytes:
@@ -90,63 +103,66 @@ def _uri(jpeg: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-class _Changed(Exception):
-    """The file is no longer the one that was inspected."""
-
-
-def _pictures(entry: Entry, longest: int) -> tuple[bytes, bytes | None]:
-    content = entry.item.path.read_bytes()
-    if entry.result.image_sha256 and hashlib.sha256(content).hexdigest() != entry.result.image_sha256:
-        raise _Changed
+def _card(entry: Entry, pictures: Pictures, styles: Mapping[str, LabelStyle], longest: int) -> Card:
+    """Raises PictureGoneError or AuroraEdgeError."""
+    content, golden = pictures.load(entry)
     picture = thumbnail(decode_image(content).pixels, longest)
-    golden = None
-    if entry.result.reference_used and entry.item.reference is not None:
-        golden = thumbnail(decode_image(entry.item.reference, field="reference").pixels, longest)
-    return picture, golden
+    sample = thumbnail(decode_image(golden, field="reference").pixels, longest) if golden is not None else None
+    result = entry.result
+    return Card(
+        entry=entry,
+        image=picture,
+        reference=sample,
+        overlay=charts.boxes_overlay(result.image_width, result.image_height, entry.defects, styles),
+        defects=worst_defects(entry.defects),
+        width=result.image_width,
+        height=result.image_height,
+    )
 
 
 def build_gallery(
-    entries: Sequence[Entry], styles: Mapping[str, LabelStyle], limits: PageLimits | None = None
+    figures: Figures,
+    sections: Iterable[str],
+    pictures: Pictures,
+    styles: Mapping[str, LabelStyle],
+    limits: PageLimits | None = None,
 ) -> list[Section]:
-    """NG and REVIEW, worst first, then the passed images closest to the limit; ERROR has no pictures.
+    """The sections that have pictures: NG and REVIEW worst first, the passed ones closest to the limit, or every one.
 
-    Reads the files again. One that has changed since or is gone is named in `Section.unreadable`, not shown.
+    Reads the pictures again. One that has changed since or is gone is named in `Section.unreadable`, not shown.
     """
     limits = limits or PageLimits()
-    numbers = {id(entry): number for number, entry in enumerate(entries, start=1)}
-    room = limits.pictures_mb * 1e6
-    sections = []
-    plan = (
-        (Verdict.NG, limits.pictures_ng, 0.55),
-        (Verdict.REVIEW, limits.pictures_review, 0.9),
-        (Verdict.OK, limits.pictures_ok, 1.0),
-    )
-    used = 0.0
-    for verdict, most, share in plan:
-        chosen = worst_first(entry for entry in entries if entry.result.verdict is verdict)
-        section = Section(verdict=verdict, total=len(chosen))
-        for entry in chosen[:most]:
+    kinds = {
+        "ng": (Verdict.NG, limits.pictures_ng, 0.55),
+        "review": (Verdict.REVIEW, limits.pictures_review, 0.9),
+        "ok": (Verdict.OK, limits.pictures_ok, 1.0),
+    }
+    room, used, found = limits.pictures_mb * 1e6, 0.0, []
+    wanted = set(sections)
+    for name in ("ng", "review", "ok", "every"):
+        if name not in wanted:
+            continue
+        if name == "every":
+            chosen, total, share = figures.rows[: limits.pictures_every], figures.total, 1.0
+        else:
+            verdict, most, share = kinds[name]
+            chosen, total = figures.worst[verdict].entries()[:most], figures.worst[verdict].total
+        section = Section(name=name, total=total)
+        for entry in chosen:
             if used >= room * share:
                 break
+            if entry.result.image_width <= 0:  # a failure: it has its own table
+                continue
+            if not pictures.kept(entry):
+                section.without += 1
+                continue
             try:
-                picture, golden = _pictures(entry, limits.picture_px)
-            except (OSError, AuroraEdgeError, _Changed):
+                card = _card(entry, pictures, styles, limits.picture_px)
+            except (OSError, AuroraEdgeError, PictureGoneError):
                 section.unreadable.append(entry.item.name)
                 continue
             # Base64 writes four characters for three bytes.
-            used += (len(picture) + len(golden or b"")) * 4 / 3
-            result = entry.result
-            section.cards.append(
-                Card(
-                    number=numbers[id(entry)],
-                    entry=entry,
-                    image_uri=_uri(picture),
-                    reference_uri=_uri(golden) if golden else None,
-                    overlay=charts.boxes_overlay(result.image_width, result.image_height, result.defects, styles),
-                    defects=worst_defects(result.defects),
-                    width=result.image_width,
-                    height=result.image_height,
-                )
-            )
-        sections.append(section)
-    return sections
+            used += (len(card.image) + len(card.reference or b"")) * 4 / 3
+            section.cards.append(card)
+        found.append(section)
+    return found

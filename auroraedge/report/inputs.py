@@ -1,4 +1,4 @@
-"""What a report is made of: the images of a folder, a glob pattern or a CSV manifest, in a fixed order."""
+"""What a report inspects: the images of a folder, a glob pattern, a CSV manifest or a video, in a fixed order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import glob
 import io
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from pydantic import ValidationError
@@ -15,21 +15,46 @@ from pydantic import ValidationError
 from auroraedge.errors import InvalidRequestError
 from auroraedge.inspection.results import RequestInfo
 
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv"})
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 # Columns of a manifest beside `image`, `reference` and `recipe`: what a result carries about its frame.
 REQUEST_COLUMNS = tuple(RequestInfo.model_fields)
 _LITTER = frozenset({"thumbs.db", "desktop.ini"})
 
 
+# Shared, because a hundred thousand of them would be held.
+_NO_REQUEST = RequestInfo()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which frames of a video: every `every`-th, or `per_second` of each second. Nothing given: one a second."""
+
+    every: int | None = None
+    per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.per_second is not None:
+            raise InvalidRequestError(
+                "Both every and per_second are given.", field="every", remedy="Give one of --every and --per-second."
+            )
+        if (self.every is not None and self.every < 1) or (self.per_second is not None and not self.per_second > 0):
+            raise InvalidRequestError("Frames are counted from 1.", field="every", remedy="Give a number above 0.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class InputItem:
-    """One image to inspect. `name`: its path relative to the folder, pattern or manifest, with forward slashes."""
+    """One image to inspect. `name`: its path relative to the folder, pattern or manifest, with forward slashes.
+
+    frame: the number of a frame, from 0, where `path` is a video.
+    """
 
     name: str
     path: Path
     reference: Path | None = None
     recipe: str | None = None
-    request: RequestInfo = field(default_factory=RequestInfo)
+    request: RequestInfo = _NO_REQUEST
+    frame: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +75,14 @@ class InputSet:
     notes: tuple[str, ...] = ()
 
 
-def collect_inputs(source: str | Path, *, references: Path | None = None, exclude: Path | None = None) -> InputSet:
-    """The images behind `source`: a folder (recursive), one image, a glob pattern, or a CSV manifest.
+def collect_inputs(
+    source: str | Path,
+    *,
+    references: Path | None = None,
+    exclude: Path | None = None,
+    sampling: Sampling | None = None,
+) -> InputSet:
+    """The images behind `source`: a folder (recursive), one image, a glob pattern, a CSV manifest, or a video.
 
     references: a folder with golden samples of the same names (a manifest's `reference` column goes first).
     exclude: a folder that is not searched (the report's own). Raises InvalidRequestError when there is no such source.
@@ -64,6 +95,8 @@ def collect_inputs(source: str | Path, *, references: Path | None = None, exclud
     if path.is_file():
         if path.suffix.lower() == ".csv":
             return _from_manifest(path, lookup)
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            return _from_video(path, references, sampling or Sampling())
         return _from_paths(str(path), path.parent, [path], lookup)
     if glob.has_magic(str(source)):
         # Path.glob takes no absolute pattern.
@@ -73,7 +106,7 @@ def collect_inputs(source: str | Path, *, references: Path | None = None, exclud
     raise InvalidRequestError(
         f"There is no file or folder '{source}'.",
         field="inputs",
-        remedy="Name a folder, an image, a quoted glob pattern or a CSV manifest.",
+        remedy="Name a folder, an image, a quoted glob pattern, a CSV manifest, a video or a results.jsonl.",
     )
 
 
@@ -144,12 +177,30 @@ def _from_paths(source: str, base: Path, paths: Iterator[Path] | list[Path], loo
     for path in paths:
         name = _safe_name(_relative(path, base))
         if path.suffix.lower() not in IMAGE_SUFFIXES:
-            skipped.append(SkippedFile(name=name, reason=f"not an image file ({path.suffix or 'no suffix'})"))
+            what = f"not an image file ({path.suffix or 'no suffix'})"
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                what = "a video: name it as the source to inspect its frames"
+            skipped.append(SkippedFile(name=name, reason=what))
             continue
         reference = lookup.find(_relative(path, base)) if lookup else None
         items.append(InputItem(name=name, path=path, reference=reference))
     items.sort(key=lambda item: item.name)
     return InputSet(source=source, items=tuple(items), skipped=tuple(skipped), notes=_reference_note(items, lookup))
+
+
+def _from_video(path: Path, references: Path | None, sampling: Sampling) -> InputSet:
+    """The chosen frames. One golden sample, if any, is for all: the file of the video's name in `references`."""
+    from auroraedge.report.video import frame_count, frame_numbers
+
+    reference = _References(references).find(path.name) if references is not None else None
+    count, fps = frame_count(path)
+    numbers = frame_numbers(count, fps, sampling)
+    items = tuple(
+        InputItem(name=f"{_safe_name(path.name)}#{number:06d}", path=path, reference=reference, frame=number)
+        for number in numbers
+    )
+    note = f"{len(items)} of about {count} frames of the video were chosen, {fps:.4g} frames a second in it."
+    return InputSet(source=str(path), items=items, notes=(note,))
 
 
 def _reference_note(items: list[InputItem], lookup: _References | None) -> tuple[str, ...]:

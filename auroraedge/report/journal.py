@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -49,7 +50,8 @@ def record_key(
 
 
 class Journal:
-    """The records of results.jsonl. `append` returns when the line is on disk.
+    """The records of results.jsonl, found by key; in memory are only their places. `append` returns when the line is
+    on disk.
 
     Opening repairs a last line that a kill or a power cut left incomplete. `damaged` counts the lines that cannot be
     read; their images are inspected again. `repaired` tells whether a torn line was removed.
@@ -57,7 +59,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.records: dict[str, Record] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+        self._end = 0
         self.damaged = 0
         self.repaired = False
         self._file: IO[bytes] | None = None
@@ -90,10 +93,28 @@ class Journal:
     def append(self, record: Record) -> None:
         """Writes one line in one call and waits until the disk has it."""
         assert self._file is not None
-        self._file.write(record.model_dump_json().encode() + b"\n")
+        line = record.model_dump_json().encode() + b"\n"
+        self._file.write(line)
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.records[record.key] = record
+        self._places[record.key] = (self._end, len(line))
+        self._end += len(line)
+
+    def get(self, key: str) -> Record | None:
+        """The newest record of this key."""
+        place = self._places.get(key)
+        if place is None:
+            return None
+        assert self._file is not None
+        self._file.seek(place[0])
+        return Record.model_validate_json(self._file.read(place[1]))
+
+    def records(self) -> Iterator[Record]:
+        """The newest record of every key, one at a time."""
+        for key in list(self._places):
+            record = self.get(key)
+            assert record is not None
+            yield record
 
     def _lock(self, file: IO[bytes]) -> None:
         if fcntl is None:
@@ -112,19 +133,19 @@ class Journal:
 
     def _load(self, file: IO[bytes]) -> None:
         file.seek(0)
-        content = file.read()
-        end = content.rfind(b"\n") + 1
-        if end != len(content):
-            file.truncate(end)
-            os.fsync(file.fileno())
-            self.repaired = True
-        for line in content[:end].splitlines():
+        for line in file:
+            if not line.endswith(b"\n"):
+                file.truncate(self._end)
+                os.fsync(file.fileno())
+                self.repaired = True
+                break
             try:
                 record = Record.model_validate_json(line)
             except ValidationError:
                 self.damaged += 1
-                continue
-            self.records[record.key] = record
+            else:
+                self._places[record.key] = (self._end, len(line))
+            self._end += len(line)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -139,12 +160,27 @@ def _sync_folder(folder: Path) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces `path` with `content` in one step: a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
+    temporary = part_of(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def part_of(path: Path) -> Path:
+    """The name under which a file is written until it is whole."""
+    return path.with_name(f".{path.name}.part")
+
+
+def sync(path: Path) -> None:
+    """Waits until the disk has the file."""
+    with path.open("rb") as file:
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read_file(path: Path, field: str) -> bytes:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,17 @@ from auroraedge.errors import (
 )
 from auroraedge.inspection.recipe import Recipe
 from auroraedge.inspection.results import InspectionResult, Verdict, error_result
-from auroraedge.report import statistics, tables
 from auroraedge.report.backend import LocalBackend, ServerBackend, as_backend
 from auroraedge.report.gallery import PageLimits
-from auroraedge.report.inputs import InputItem, InputSet, SkippedFile, collect_inputs
-from auroraedge.report.journal import Journal, Record, read_file, record_key, write_atomically
-from auroraedge.report.page import Report, render_page
+from auroraedge.report.inputs import InputItem, InputSet, Sampling, SkippedFile, collect_inputs
+from auroraedge.report.journal import Journal, Record, read_file, record_key
+from auroraedge.report.outputs import RESULTS, Draft, ReportOptions, prepare, write_report
+from auroraedge.report.page import Report
+from auroraedge.report.pictures import FilePictures
 from auroraedge.report.statistics import Entry
+from auroraedge.report.video import FrameReader
+from auroraedge.report.words import Words
 
-RESULTS = "results.jsonl"
-OUTPUTS = ("images.csv", "defects.csv", "coco.json", "summary.json", "report.html")
 # Not the fault of one image: going on would only fail for all the others too.
 _FATAL = (EngineError, ServerUnavailableError, MissingDependencyError, QueueFullError)
 
@@ -56,7 +57,7 @@ class ReportSummary:
 
     @property
     def counts(self) -> dict[Verdict, int]:
-        return statistics.verdict_counts(self.report.entries)
+        return self.report.figures.counts
 
 
 def run_report(
@@ -66,51 +67,57 @@ def run_report(
     inspector_or_client: Any,
     *,
     references: Path | None = None,
-    title: str | None = None,
-    language: str = "en",
     generated_at: datetime | None = None,
     recipe_dirs: Sequence[Path] = (),
-    limits: PageLimits | None = None,
     console: Console | None = None,
+    sampling: Sampling | None = None,
+    title: str | None = None,
+    language: str = "en",
+    limits: PageLimits | None = None,
+    options: ReportOptions | None = None,
 ) -> ReportSummary:
-    """Inspects the images of `source` and writes results.jsonl, CSVs, coco.json, summary.json, report.html.
+    """Inspects the images of `source` and writes results.jsonl and the report beside it.
 
-    source: folder (recursive), image, glob pattern or CSV manifest (see collect_inputs).
-    recipe: for every image whose manifest row names none; may be None when all do.
+    source: folder (recursive), image, glob pattern, CSV manifest or video (see collect_inputs; `sampling` says which
+    frames). recipe: for every image whose manifest row names none; may be None when all do.
     inspector_or_client: auroraedge.runtime.Inspector or auroraedge.client.InspectionClient.
-    references: folder with golden samples of the same names. language: of the labels, where the recipe has titles.
-    generated_at: the time printed in the report (now); all else depends on the inputs and results.jsonl alone.
-    console: shows a progress bar there (none: silent).
+    references: folder with golden samples of the same names.
+    generated_at: the time printed in the report; without it the newest result's, so that a second report is the same.
+    console: shows a progress bar there (none: silent). options: what to write and how; without them title,
+    language and limits count.
 
     An image that cannot be inspected becomes an ERROR result and is tried again by the next run. A result in
     results.jsonl is used again when path, image, golden sample, recipe, engine and request are the same.
     On Ctrl-C, or when the engine or the server fails, the report of what is done is written and the summary says so.
     Raises InvalidRequestError, RecipeNotFoundError or RecipeError before anything is inspected.
     """
+    options = options or ReportOptions(title=title, language=language, limits=limits or PageLimits())
+    prepare(options)
     backend = as_backend(inspector_or_client, recipe_dirs)
-    inputs = collect_inputs(source, references=references, exclude=out_dir)
+    inputs = collect_inputs(source, references=references, exclude=out_dir, sampling=sampling)
     recipes = _Recipes(backend, recipe)
     items, skipped = recipes.resolve_all(inputs)
-    _make_folder(out_dir)
+    make_folder(out_dir)
     with Journal(out_dir / RESULTS) as journal:
         run = _Run(backend, journal, console)
-        entries = run.inspect_all(items)
-        notes = [*inputs.notes, *_journal_notes(journal)]
-        report = Report(
-            title=title or _title(inputs.source),
-            generated_at=generated_at or datetime.now(UTC),
-            source=inputs.source,
-            references=str(references) if references else None,
-            recipes=tuple(sorted(recipes.used.values(), key=lambda r: r.id)),
-            model_id=backend.model_id,
-            engine_sha256=backend.engine_sha256,
-            entries=tuple(entries),
-            skipped=(*inputs.skipped, *skipped),
-            notes=tuple(notes),
-            planned=len(items),
-            language=language,
-        )
-        write_outputs(report, out_dir, limits)
+        pictures = FilePictures(run.frames)
+        try:
+            done = run.inspect_all(items)
+            draft = Draft(
+                title=_title(inputs.source),
+                source=inputs.source,
+                references=str(references) if references else None,
+                recipes=tuple(sorted(recipes.used.values(), key=lambda r: r.id)),
+                model_id=backend.model_id,
+                engine_sha256=backend.engine_sha256,
+                skipped=(*inputs.skipped, *skipped, *run.skipped),
+                notes=(*inputs.notes, *_journal_notes(journal, options.words())),
+                planned=len(items) - len(run.skipped),
+                generated_at=generated_at,
+            )
+            report = write_report(draft, done, pictures, out_dir, options)
+        finally:
+            pictures.close()
     return ReportSummary(
         out_dir=out_dir,
         report=report,
@@ -121,26 +128,7 @@ def run_report(
     )
 
 
-def write_outputs(report: Report, out_dir: Path, limits: PageLimits | None = None) -> None:
-    """Writes the files of OUTPUTS, each in one step. The same report gives the same bytes."""
-    entries = report.entries
-    contents = (
-        tables.images_csv(entries),
-        tables.defects_csv(entries),
-        tables.coco_json(entries, statistics.all_labels(report.recipes)),
-        tables.summary_json(
-            entries,
-            skipped=len(report.skipped),
-            is_complete=report.is_complete,
-            generated_at=report.generated_at.astimezone(UTC).isoformat(),
-        ),
-        render_page(report, limits),
-    )
-    for name, content in zip(OUTPUTS, contents, strict=True):
-        write_atomically(out_dir / name, content)
-
-
-def _make_folder(out_dir: Path) -> None:
+def make_folder(out_dir: Path) -> None:
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -157,10 +145,11 @@ def _title(source: str) -> str:
     return path.name if path.is_dir() else f"{path.parent.name}/{path.name}"
 
 
-def _journal_notes(journal: Journal) -> list[str]:
+def _journal_notes(journal: Journal, t: Words) -> list[str]:
     if not journal.damaged:
         return []
-    return [f"{journal.damaged} unreadable lines of {RESULTS} were ignored; their images were inspected again."]
+    text = "{n} unreadable lines of {file} were ignored; their images were inspected again."
+    return [t(text, n=journal.damaged, file=RESULTS)]
 
 
 class _Recipes:
@@ -212,31 +201,48 @@ class _Run:
         self._backend = backend
         self._journal = journal
         self._console = console
+        self.frames = FrameReader()
+        self.skipped: list[SkippedFile] = []
         self.inspected = 0
         self.reused = 0
         self.interrupted = False
         self.stopped_by: AuroraEdgeError | None = None
 
-    def inspect_all(self, items: Sequence[tuple[InputItem, Recipe]]) -> list[Entry]:
-        entries: list[Entry] = []
+    def inspect_all(self, items: Sequence[tuple[InputItem, Recipe]]) -> Iterator[Entry]:
+        """Inspects, then gives the results in the order of the items: each is read when asked for."""
+        done: list[tuple[InputItem, str]] = []
         counts: Counter[Verdict] = Counter()
         with _progress(self._console) as progress:
             task = progress.add_task("", total=len(items), verdicts="")
             try:
                 for item, recipe in items:
-                    result = self._one(item, recipe)
-                    entries.append(Entry(item=item, result=result))
-                    counts[result.verdict] += 1
+                    found = self._one(item, recipe)
+                    if found is None:
+                        continue
+                    key, verdict = found
+                    done.append((item, key))
+                    counts[verdict] += 1
                     shown = "  ".join(f"{verdict} {counts[verdict]}" for verdict in Verdict if counts[verdict])
                     progress.update(task, advance=1, verdicts=shown)
             except KeyboardInterrupt:
                 self.interrupted = True
             except _FATAL as error:
                 self.stopped_by = error
-        return entries
+        return self._entries(done)
 
-    def _one(self, item: InputItem, recipe: Recipe) -> InspectionResult:
-        image, reference, failure = _read(item)
+    def _entries(self, done: Sequence[tuple[InputItem, str]]) -> Iterator[Entry]:
+        for number, (item, key) in enumerate(done, start=1):
+            record = self._journal.get(key)
+            assert record is not None
+            yield Entry(item=item, result=record.result, number=number)
+
+    def _one(self, item: InputItem, recipe: Recipe) -> tuple[str, Verdict] | None:
+        """The key and the verdict of one item; None for a frame that its video turns out not to have."""
+        try:
+            image, reference, failure = self._read(item)
+        except InvalidImageError as error:
+            self.skipped.append(SkippedFile(name=item.name, reason=error.message))
+            return None
         key = record_key(
             file=item.name,
             image_sha256=_sha(image) or "",
@@ -245,10 +251,10 @@ class _Run:
             engine_sha256=self._backend.engine_sha256,
             request=item.request,
         )
-        before = self._journal.records.get(key)
+        before = self._journal.get(key)
         if before is not None and before.result.verdict is not Verdict.ERROR:
             self.reused += 1
-            return before.result
+            return key, before.result.verdict
         if failure is not None:
             result = error_result(failure, recipe, request=item.request, image_name=item.name)
         else:
@@ -256,7 +262,7 @@ class _Run:
             result = self._inspect(item, recipe, image, reference)
         self.inspected += 1
         if before is not None and before.result.error == result.error and result.error is not None:
-            return before.result  # the same failure again: nothing new to write down
+            return key, before.result.verdict  # the same failure again: nothing new to write down
         self._journal.append(
             Record(
                 key=key,
@@ -266,7 +272,20 @@ class _Run:
                 result=result,
             )
         )
-        return result
+        return key, result.verdict
+
+    def _read(self, item: InputItem) -> tuple[bytes | None, bytes | None, InvalidImageError | None]:
+        """The bytes of the image and of its golden sample, or why they cannot be read."""
+        image = reference = None
+        # Frames are counted from what the file says of itself, which may be a few too many: no failure of a part.
+        frame = None if item.frame is None else self.frames.read(item.path, item.frame)
+        try:
+            image = read_file(item.path, "image") if frame is None else frame
+            if item.reference is not None:
+                reference = read_file(item.reference, "reference")
+        except InvalidImageError as error:
+            return image, None, error
+        return image, reference, None
 
     def _inspect(self, item: InputItem, recipe: Recipe, image: bytes, reference: bytes | None) -> InspectionResult:
         attempts = 5
@@ -293,18 +312,6 @@ class _Run:
 
 def _sha(content: bytes | None) -> str | None:
     return None if content is None else hashlib.sha256(content).hexdigest()
-
-
-def _read(item: InputItem) -> tuple[bytes | None, bytes | None, InvalidImageError | None]:
-    """The bytes of the image and of its golden sample, or why they cannot be read."""
-    image = reference = None
-    try:
-        image = read_file(item.path, "image")
-        if item.reference is not None:
-            reference = read_file(item.reference, "reference")
-    except InvalidImageError as error:
-        return image, None, error
-    return image, reference, None
 
 
 def _progress(console: Console | None) -> Progress:

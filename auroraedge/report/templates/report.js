@@ -30,8 +30,9 @@
     image.height0 = Number(image.getAttribute("height"));
     image.style.maxWidth = "none";
     if (golden) {
-      image.src = image.dataset.golden;
-      image.alt = "Golden sample";
+      const sample = card.querySelector(".golden img");
+      image.src = sample.src;
+      image.alt = sample.alt;
     }
     return fit;
   }
@@ -42,7 +43,7 @@
     const card = cards[current];
     const frame = byId("viewer-frame");
     const toggle = byId("viewer-golden");
-    toggle.hidden = !card.querySelector("img").dataset.golden;
+    toggle.hidden = !card.querySelector(".golden");
     const both = !toggle.hidden && toggle.getAttribute("aria-pressed") === "true";
     frame.replaceChildren(copyOf(card, false), ...(both ? [copyOf(card, true)] : []));
     const chips = card.querySelector(".chips");
@@ -119,7 +120,8 @@
       row.hidden = !visible;
       shown += visible;
     }
-    byId("shown").textContent = `${shown} of ${rows.length} shown`;
+    const output = byId("shown");
+    output.textContent = output.dataset.text.replace("%n", shown).replace("%t", rows.length);
   }
   for (const control of [words, verdict, kind]) control.addEventListener("input", filter);
   words.form.addEventListener("submit", (event) => event.preventDefault());
