@@ -34,7 +34,10 @@ def start_server(log: Path) -> tuple[subprocess.Popen[str], str]:
     """The server on a free port of this machine, and its address, once it says that it is ready."""
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service", "--port", "0"], stdout=subprocess.PIPE, stderr=errors, text=True
+            [sys.executable, "-m", "service", "--port", "0", "--store", "none"],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
         )
     assert process.stdout is not None
     for line in process.stdout:

@@ -1,105 +1,68 @@
-"""Settings of the server, from the command line."""
+"""The server's command line. The settings themselves are in auroraedge/serving/settings.py."""
 
 from __future__ import annotations
 
 import argparse
-import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
-
-from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, ValidationError, model_validator
+from typing import Any, get_origin
 
 from auroraedge.errors import InvalidRequestError
+from auroraedge.serving.settings import ServiceConfig, is_loopback
+from auroraedge.serving.sources import ConfigError, Settings, load_settings, nearest
 
-
-def is_loopback(host: str) -> bool:
-    """True for an address that only this machine reaches. Other names than localhost are not resolved: not loopback."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-class ServiceConfig(BaseModel):
-    """Every field is a command-line option of the same name."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    host: str = Field(default="127.0.0.1", description="address to listen on")
-    port: int = Field(default=50051, ge=0, le=65535, description="TCP port; 0 takes a free one")
-    allow_insecure: bool = Field(
-        default=False, description="listen on an address that other machines reach, without encryption or login"
-    )
-    engine: Path | None = Field(default=None, description="engine package (a folder); none: the embedded engine")
-    recipes: tuple[DirectoryPath, ...] = Field(
-        default=(), description="folder of recipe files, beside the built-in ones; may be given several times"
-    )
-    threads: int | None = Field(default=None, ge=1, le=1024, description="CPU threads of the engine; none: all cores")
-    max_message_mb: int = Field(default=64, ge=1, le=1024, description="largest request or reply in MiB")
-    max_megapixels: int = Field(default=64, ge=1, le=1000, description="largest frame in millions of pixels")
-    queue_frames: int = Field(default=32, ge=1, le=10_000, description="frames that may wait")
-    queue_mb: int = Field(default=256, ge=1, le=65_536, description="MiB of frames that may wait")
-    max_batch: int = Field(default=8, ge=1, le=256, description="frames that one batch takes")
-    stream_window: int = Field(default=4, ge=1, le=256, description="frames of one camera session taken at a time")
-    max_new_tokens: int = Field(default=256, ge=1, le=4096, description="most tokens of one generated answer")
-    drain_seconds: float = Field(
-        default=30.0, ge=0, le=3600, description="time that running calls have to finish at shutdown"
-    )
-
-    @model_validator(mode="after")
-    def _not_open_by_accident(self) -> Self:
-        if not self.allow_insecure and not is_loopback(self.host):
-            raise ValueError(
-                f"{self.host} can be reached from other machines, and the server has neither encryption nor login. "
-                "Listen on 127.0.0.1, or pass --allow-insecure on a network that you trust"
-            )
-        return self
-
-    @property
-    def address(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def max_message_bytes(self) -> int:
-        return self.max_message_mb * 1024 * 1024
-
-    @property
-    def max_pixels(self) -> int:
-        return self.max_megapixels * 1_000_000
-
-    @property
-    def queue_bytes(self) -> int:
-        return self.queue_mb * 1024 * 1024
+__all__ = ["ServiceConfig", "config_from_arguments", "is_loopback", "settings_from_arguments"]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m service",
         description="The AuroraEdge inspection server (gRPC).",
+        epilog="An option wins over its variable (--port: AURORAEDGE_PORT), the variable over the file. "
+        "Other commands: python -m service config, python -m service token.",
         argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
     )
+    parser.add_argument("--config", metavar="FILE", help="settings in YAML (default: $AURORAEDGE_CONFIG)")
     for name, field in ServiceConfig.model_fields.items():
         options: dict[str, Any] = {"dest": name, "help": field.description}
         if field.annotation is bool:
-            options["action"] = "store_true"
-        elif name == "recipes":
-            options |= {"action": "append", "metavar": "DIR"}
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(field.annotation) is tuple:
+            options |= {"action": "extend", "metavar": "DIR" if name == "recipes" else "VALUE", "type": _items(name)}
         else:
             options["metavar"] = "VALUE"
         if field.default not in (None, False, ()):
-            options["help"] += f" (default: {field.default})"
+            default = f"{field.default:04o}" if name.endswith("_mode") else field.default
+            options["help"] += f" (default: {','.join(default) if isinstance(default, tuple) else default})"
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
     return parser
 
 
+def _items(name: str) -> Any:
+    """A list option may be repeated; names may also be joined by commas."""
+    return lambda text: [text] if name == "recipes" else [part for part in text.split(",") if part]
+
+
+def settings_from_arguments(arguments: Sequence[str] | None = None) -> Settings:
+    """The settings in force and their origins. Raises ConfigError naming the option; --help exits."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest:
+        options = (option for action in parser._actions for option in action.option_strings)
+        name = rest[0].partition("=")[0]
+        raise ConfigError(
+            [(name, f"unrecognized option{nearest(name, options)}")], remedy="See `python -m service --help`."
+        )
+    values = vars(parsed)
+    file = values.pop("config", None)
+    return load_settings(values, file=None if file is None else Path(file))
+
+
 def config_from_arguments(arguments: Sequence[str] | None = None) -> ServiceConfig:
-    """The settings on the command line. Raises InvalidRequestError naming the option; --help exits."""
-    values = vars(_parser().parse_args(arguments))
+    """The settings in force. Raises InvalidRequestError naming the option; --help exits."""
     try:
-        return ServiceConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = f"--{str(first['loc'][0]).replace('_', '-')}" if first["loc"] else "--host"
-        message = first["msg"].removeprefix("Value error, ")
-        raise InvalidRequestError(f"{message}.", field=option, remedy="See `python -m service --help`.") from error
+        return settings_from_arguments(arguments).config
+    except InvalidRequestError as error:
+        error.remedy = "See `python -m service --help`."
+        raise

@@ -13,7 +13,8 @@ import grpc.aio
 
 from auroraedge.client.status import DETAILS_KEY, status_from_error
 from auroraedge.errors import AuroraEdgeError
-from service.jobs import in_request_terms
+from service.frames import in_request_terms
+from service.logs import note
 from service.scheduler import unexpected
 
 log = logging.getLogger("auroraedge.service")
@@ -21,7 +22,9 @@ log = logging.getLogger("auroraedge.service")
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-async def _abort(context: Any, error: AuroraEdgeError) -> NoReturn:
+async def abort_with(context: Any, error: AuroraEdgeError) -> NoReturn:
+    """Ends the call with the google.rpc.Status of `error`."""
+    note(reason=error.reason)
     status = status_from_error(error)
     await context.abort(
         _CODES[status.code], status.message, trailing_metadata=((DETAILS_KEY, status.SerializeToString()),)
@@ -29,11 +32,16 @@ async def _abort(context: Any, error: AuroraEdgeError) -> NoReturn:
     raise AssertionError("abort always raises")
 
 
-def _public(error: Exception, method: str) -> AuroraEdgeError:
+def _public(servicer: Any, error: Exception, method: str) -> AuroraEdgeError:
     if isinstance(error, AuroraEdgeError):
-        return in_request_terms(error)
-    log.exception("%s failed unexpectedly.", method)
-    return unexpected()
+        public = in_request_terms(error)
+    else:
+        log.exception("%s failed unexpectedly.", method)
+        public = unexpected()
+    observer = getattr(servicer, "observer", None)
+    if observer is not None:
+        observer.refused(public.reason)
+    return public
 
 
 def reports_errors(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -43,9 +51,11 @@ def reports_errors(method: Callable[..., Awaitable[Any]]) -> Callable[..., Await
     async def handler(self: Any, request: Any, context: Any) -> Any:
         try:
             return await method(self, request, context)
+        except grpc.aio.AbortError:
+            raise  # ended already, by a handler that this one asked
         except Exception as error:  # the boundary: whatever it is, the client gets a status
-            public = _public(error, method.__name__)
-        await _abort(context, public)
+            public = _public(self, error, method.__name__)
+        await abort_with(context, public)
 
     return handler
 
@@ -61,8 +71,10 @@ def reports_stream_errors(method: Callable[..., AsyncGenerator[Any, None]]) -> C
                 async for response in responses:
                     yield response
             return
+        except grpc.aio.AbortError:
+            raise  # ended already, by a handler that this one asked
         except Exception as error:  # the boundary: whatever it is, the client gets a status
-            public = _public(error, method.__name__)
-        await _abort(context, public)
+            public = _public(self, error, method.__name__)
+        await abort_with(context, public)
 
     return handler

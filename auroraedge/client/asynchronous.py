@@ -1,22 +1,44 @@
-"""The asyncio client: the blocking one with await."""
+"""The asyncio client: the blocking one with await. tests/unit/test_client_parity.py holds the two together."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
 
 from auroraedge._proto.inspection.v1 import inspection_pb2 as pb
-from auroraedge._proto.inspection.v1.service_pb2_grpc import InspectionServiceStub
-from auroraedge.client import convert, transport
-from auroraedge.client.models import FrameInput, ImageInput, PixelFormat, ServerInfo
+from auroraedge.client import calls, convert, transport
+from auroraedge.client.models import (
+    EngineSwap,
+    FrameInput,
+    ImageInput,
+    ItemInput,
+    PixelFormat,
+    Priority,
+    RecipeChange,
+    ResultPage,
+    ResultQuery,
+    ServerInfo,
+    ServerStatus,
+    StoredImage,
+    StoredResult,
+    StreamPolicy,
+    StreamStatus,
+)
 from auroraedge.client.retry import RetryPolicy
+from auroraedge.client.shared_memory import SharedMemory
+from auroraedge.errors import AuroraEdgeError
 from auroraedge.inspection.recipe import Recipe
-from auroraedge.inspection.results import Answer, GeneratedToken, InspectionResult, RequestInfo
+from auroraedge.inspection.results import Answer, GeneratedToken, InspectionResult, Region, RequestInfo
+
+T = TypeVar("T")
 
 
 async def _asynchronous(frames: AsyncIterable[Any] | Iterable[Any]) -> AsyncIterator[Any]:
@@ -44,12 +66,29 @@ class AsyncInspectionClient:
         timeout_s: float | None = 30.0,
         retry: RetryPolicy | None = None,
         max_message_mb: int = transport.DEFAULT_MESSAGE_MB,
+        token: str = "",
+        encrypted: bool = False,
+        root_certificates: Path | str | None = None,
+        certificate: Path | str | None = None,
+        key: Path | str | None = None,
     ) -> None:
         self._settings = transport.ClientSettings(
-            address=address, timeout_s=timeout_s, retry=retry or RetryPolicy(), max_message_mb=max_message_mb
+            address=address,
+            timeout_s=timeout_s,
+            retry=retry or RetryPolicy(),
+            max_message_mb=max_message_mb,
+            token=token,
+            encrypted=encrypted,
+            root_certificates=root_certificates,
+            certificate=certificate,
+            key=key,
         )
-        self._channel = grpc.aio.insecure_channel(address, options=self._settings.channel_options())
-        self._stub = InspectionServiceStub(self._channel)
+        options, credentials = self._settings.channel_options(), self._settings.credentials()
+        if credentials is None:
+            self._channel = grpc.aio.insecure_channel(address, options=options)
+        else:
+            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
+        self._stubs = calls.Stubs(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -62,6 +101,8 @@ class AsyncInspectionClient:
     async def close(self) -> None:
         await self._channel.close()
 
+    # --- inspection --------------------------------------------------------------------------------------------------
+
     async def inspect(
         self,
         image: ImageInput,
@@ -72,9 +113,14 @@ class AsyncInspectionClient:
         recipe_version: int = 0,
         image_name: str = "",
         pixel_format: PixelFormat = "rgb8",
+        regions: Sequence[Region] = (),
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> InspectionResult:
-        """The verdict on one frame. `recipe_version` 0 takes the server's; `timeout_s` overrides the client's."""
+        """The verdict on one frame. `recipe_version` 0 takes the server's; `timeout_s` overrides the client's.
+
+        A request without a request id gets one, which is in the result.
+        """
         frame = FrameInput(
             image=image,
             recipe_id=recipe_id,
@@ -83,9 +129,74 @@ class AsyncInspectionClient:
             request=request,
             image_name=image_name,
             pixel_format=pixel_format,
+            regions=regions,
+            priority=priority,
         )
-        response = await self._call(self._stub.Inspect, transport.inspect_request(frame), timeout_s)
-        return convert.result_from_proto(transport.expect(response, "result"))
+        return await self._call(calls.inspect(frame), timeout_s)
+
+    async def inspect_progressive(
+        self,
+        image: ImageInput,
+        recipe_id: str,
+        *,
+        reference: ImageInput | None = None,
+        request: RequestInfo | None = None,
+        recipe_version: int = 0,
+        image_name: str = "",
+        pixel_format: PixelFormat = "rgb8",
+        regions: Sequence[Region] = (),
+        priority: Priority | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[InspectionResult]:
+        """The verdict as soon as it is known (is_partial), then the complete result. The partial one may be missing.
+
+        Not repeated by itself: call again with the same request id.
+        """
+        frame = FrameInput(
+            image=image,
+            recipe_id=recipe_id,
+            recipe_version=recipe_version,
+            reference=reference,
+            request=request,
+            image_name=image_name,
+            pixel_format=pixel_format,
+            regions=regions,
+            priority=priority,
+        )
+        message = transport.progressive_request(frame)
+        async for response in self._stream(
+            self._stubs.inspection.InspectProgressive, message, self._timeout(timeout_s)
+        ):
+            yield convert.result_from_proto(response.result)
+
+    async def inspect_many(
+        self,
+        image: ImageInput,
+        items: Sequence[ItemInput | str],
+        *,
+        reference: ImageInput | None = None,
+        request: RequestInfo | None = None,
+        image_name: str = "",
+        pixel_format: PixelFormat = "rgb8",
+        regions: Sequence[Region] = (),
+        priority: Priority | None = None,
+        timeout_s: float | None = None,
+    ) -> list[InspectionResult | Answer | AuroraEdgeError]:
+        """Several recipes (by id) and prompts on one frame, which is sent and encoded once.
+
+        One outcome for each item, in order: a result (verdict ERROR where the item failed), or for a prompt an answer
+        or the error, which is not raised.
+        """
+        frame = FrameInput(
+            image=image,
+            reference=reference,
+            request=request,
+            image_name=image_name,
+            pixel_format=pixel_format,
+            regions=regions,
+            priority=priority,
+        )
+        return await self._call(calls.inspect_many(frame, items), timeout_s)
 
     async def ask(
         self,
@@ -97,6 +208,8 @@ class AsyncInspectionClient:
         request: RequestInfo | None = None,
         recipe_version: int = 0,
         pixel_format: PixelFormat = "rgb8",
+        regions: Sequence[Region] = (),
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
         """The answer to one prompt: 'is there a LABEL?', 'count LABEL', 'locate LABEL', 'describe', or a free text."""
@@ -107,9 +220,10 @@ class AsyncInspectionClient:
             reference=reference,
             request=request,
             pixel_format=pixel_format,
+            regions=regions,
+            priority=priority,
         )
-        response = await self._call(self._stub.Inspect, transport.inspect_request(frame, prompt=prompt), timeout_s)
-        return convert.answer_from_proto(transport.expect(response, "answer"))
+        return await self._call(calls.ask(frame, prompt), timeout_s)
 
     async def inspect_stream(
         self,
@@ -120,13 +234,18 @@ class AsyncInspectionClient:
         request: RequestInfo | None = None,
         recipe_version: int = 0,
         early_verdict: bool = False,
+        policy: StreamPolicy = "every_frame",
+        priority: Priority | None = None,
+        regions: Sequence[Region] = (),
+        on_status: Callable[[StreamStatus], None] | None = None,
         timeout_s: float | None = None,
     ) -> AsyncIterator[InspectionResult]:
         """The verdicts on the frames of one camera session, one for each frame and in order.
 
         A frame that cannot be inspected gives a result with verdict ERROR. With `early_verdict` a partial result
-        (is_partial) may come before the complete one. `timeout_s` (None: no limit) is that of the whole session.
-        `frames` may be an asynchronous iterable.
+        (is_partial) may come before the complete one. With policy "latest_frame" frames that come too fast are dropped
+        and get no result; `on_status` is told of them, and of the credits. `timeout_s` (None: no limit) is that of the
+        whole session. `frames` may be an asynchronous iterable.
         """
         opening = transport.session_message(
             recipe_id,
@@ -134,8 +253,11 @@ class AsyncInspectionClient:
             reference=reference,
             request=request,
             early_verdict=early_verdict,
+            policy=policy,
+            priority=priority,
+            regions=regions,
         )
-        ledger = transport.StreamLedger()
+        ledger = transport.StreamLedger(on_status)
         failures: list[BaseException] = []
 
         async def messages() -> AsyncIterator[pb.InspectStreamRequest]:
@@ -148,15 +270,11 @@ class AsyncInspectionClient:
             except Exception as error:  # the caller's own: raised where the caller sees it, not in gRPC's task
                 failures.append(error)
 
-        call = self._stub.InspectStream(messages(), timeout=timeout_s)
-        try:
-            async for response in call:
+        method = self._stubs.inspection.InspectStream
+        async with aclosing(self._stream(method, messages(), timeout_s)) as responses:
+            async for response in responses:
                 for result in ledger.results(response):
                     yield result
-        except grpc.RpcError as error:
-            raise transport.error_from_rpc(error) from error
-        finally:
-            call.cancel()
         if failures:
             raise failures[0]
         for result in ledger.rest():
@@ -173,6 +291,7 @@ class AsyncInspectionClient:
         recipe_version: int = 0,
         max_new_tokens: int = 64,
         pixel_format: PixelFormat = "rgb8",
+        priority: Priority | None = None,
         timeout_s: float | None = None,
     ) -> AsyncIterator[GeneratedToken]:
         """The answer to a free prompt, token by token."""
@@ -183,38 +302,157 @@ class AsyncInspectionClient:
             reference=reference,
             request=request,
             pixel_format=pixel_format,
+            priority=priority,
         )
-        message = pb.GenerateRequest(prompt=prompt, max_new_tokens=max_new_tokens, **transport.request_fields(frame))
-        call = self._stub.Generate(message, timeout=self._timeout(timeout_s))
-        try:
-            async for response in call:
+        message = transport.generate_request(frame, prompt, max_new_tokens)
+        method = self._stubs.inspection.Generate
+        async with aclosing(self._stream(method, message, self._timeout(timeout_s))) as responses:
+            async for response in responses:
                 yield convert.token_from_proto(response)
-        except grpc.RpcError as error:
-            raise transport.error_from_rpc(error) from error
-        finally:
-            call.cancel()
 
     async def recipes(self, *, timeout_s: float | None = None) -> list[Recipe]:
         """The recipes that the server knows, sorted by id."""
-        response = await self._call(self._stub.ListRecipes, pb.ListRecipesRequest(), timeout_s)
-        return [convert.recipe_from_proto(message) for message in response.recipes]
+        return await self._call(calls.recipes(), timeout_s)
 
     async def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
         """The model, the engine and the limits of the server."""
-        response = await self._call(self._stub.GetServerInfo, pb.GetServerInfoRequest(), timeout_s)
-        return convert.server_info_from_proto(response)
+        return await self._call(calls.server_info(), timeout_s)
+
+    @asynccontextmanager
+    async def shared_memory(
+        self, slot_bytes: int, *, slots: int = 2, timeout_s: float | None = None
+    ) -> AsyncIterator[SharedMemory]:
+        """Memory shared with a server on this host, with room for `slots` frames of up to `slot_bytes`.
+
+            async with client.shared_memory(2448 * 2048 * 3) as memory:
+                with memory.frame((2048, 2448, 3)) as frame:
+                    camera.read_into(frame.pixels)
+                    result = await client.inspect(frame, "pcb")
+
+        Raises SharedMemoryError for a server elsewhere, SharedMemoryExhaustedError.
+        """
+        memory = await asyncio.to_thread(SharedMemory, await self._call(calls.acquire(slot_bytes, slots), timeout_s))
+        try:
+            yield memory
+        finally:
+            # Acknowledged, so that the memory is to be had again when this returns.
+            with contextlib.suppress(AuroraEdgeError):
+                await self._call(calls.release(memory.lease_id), timeout_s)
+            await asyncio.to_thread(memory.close)
+
+    # --- stored results ----------------------------------------------------------------------------------------------
+
+    async def stored_result(
+        self, result_id: str = "", *, request_id: str = "", timeout_s: float | None = None
+    ) -> StoredResult:
+        """A stored result by its own id or by the id of its request. Raises ResultNotFoundError."""
+        return await self._call(calls.stored_result(result_id, request_id), timeout_s)
+
+    async def results(
+        self,
+        query: ResultQuery | None = None,
+        *,
+        newest_first: bool = False,
+        after_seq: int = 0,
+        page_size: int = 100,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[StoredResult]:
+        """The stored results that agree with `query`, fetched page by page; `timeout_s` is that of one page."""
+        token = ""
+        while True:
+            page = await self.results_page(
+                query,
+                page_size=page_size,
+                page_token=token,
+                newest_first=newest_first,
+                after_seq=after_seq,
+                timeout_s=timeout_s,
+            )
+            for stored in page.results:
+                yield stored
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def results_page(
+        self,
+        query: ResultQuery | None = None,
+        *,
+        page_size: int = 100,
+        page_token: str = "",
+        newest_first: bool = False,
+        after_seq: int = 0,
+        count: bool = False,
+        timeout_s: float | None = None,
+    ) -> ResultPage:
+        """One page of stored results; `count` also counts those on all pages."""
+        call = calls.results_page(
+            query or ResultQuery(),
+            page_size=page_size,
+            page_token=page_token,
+            newest_first=newest_first,
+            after_seq=after_seq,
+            count=count,
+        )
+        return await self._call(call, timeout_s)
+
+    async def image(self, image_sha256: str, *, timeout_s: float | None = None) -> StoredImage:
+        """A stored image, by StoredResult.image_sha256 or reference_sha256."""
+        return await self._call(calls.image(image_sha256), timeout_s)
+
+    # --- administration ----------------------------------------------------------------------------------------------
+
+    async def reload_recipes(self, *, reason: str = "", timeout_s: float | None = None) -> list[RecipeChange]:
+        """Makes the server read its recipe folders again."""
+        return await self._call(calls.reload_recipes(reason), timeout_s)
+
+    async def put_recipe(
+        self, recipe: Recipe, *, replaces_version: int, reason: str, timeout_s: float | None = None
+    ) -> Recipe:
+        """Adds a recipe (replaces_version 0) or a new version of one; returns it with the version it was given."""
+        return await self._call(calls.put_recipe(recipe, replaces_version, reason), timeout_s)
+
+    async def swap_engine(
+        self, engine: str, *, reason: str, engine_sha256: str = "", timeout_s: float | None = None
+    ) -> EngineSwap:
+        """Replaces the engine by the package of that name in the server's engine folders, while it goes on working."""
+        return await self._call(calls.swap_engine(engine, engine_sha256, reason), timeout_s)
+
+    async def status(self, *, timeout_s: float | None = None) -> ServerStatus:
+        """What the server is doing."""
+        return await self._call(calls.status(), timeout_s)
+
+    async def drain(self, *, drain_s: float = 0.0, reason: str = "", timeout_s: float | None = None) -> int:
+        """Ends the server in good order within `drain_s` seconds (0: its setting). Returns the frames left to do."""
+        return await self._call(calls.drain(drain_s, reason), timeout_s)
+
+    # --- calls -------------------------------------------------------------------------------------------------------
 
     def _timeout(self, timeout_s: float | None) -> float | None:
         return self._settings.timeout_s if timeout_s is None else timeout_s
 
-    async def _call(self, method: transport.Method, message: Any, timeout_s: float | None) -> Any:
+    async def _call(self, call: calls.Call[T], timeout_s: float | None) -> T:
+        method = self._stubs.method(call)
         budget = self._settings.retry.start(self._timeout(timeout_s))
         while True:
             try:
-                return await method(message, timeout=budget.remaining_s)
+                response = await method(call.message, timeout=budget.remaining_s, metadata=self._settings.metadata)
+                return call.result(response)
             except grpc.RpcError as failure:
                 error = transport.error_from_rpc(failure)
-                delay = budget.delay_after(error)
+                delay = budget.delay_after(error) if call.repeatable else None
                 if delay is None:
                     raise error from failure
             await asyncio.sleep(delay)
+
+    async def _stream(
+        self, method: transport.Method, request: Any, timeout_s: float | None
+    ) -> AsyncGenerator[Any, None]:
+        call = method(request, timeout=timeout_s, metadata=self._settings.metadata)
+        try:
+            async for response in call:
+                yield response
+        except grpc.RpcError as error:
+            raise transport.error_from_rpc(error) from error
+        finally:
+            call.cancel()

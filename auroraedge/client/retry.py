@@ -11,7 +11,7 @@ from auroraedge.errors import AuroraEdgeError, QueueFullError, ServerUnavailable
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """Exponential back-off with jitter for UNAVAILABLE and QUEUE_FULL.
+    """Exponential back-off with jitter for UNAVAILABLE, QUEUE_FULL and every error that carries a RetryInfo.
 
     attempts: calls in all, the first included. The delay before retry n is first_delay_s * factor**n, at most
     max_delay_s and at least the server's RetryInfo; each delay is lengthened by up to `jitter` of itself, so that
@@ -42,7 +42,8 @@ class RetryBudget:
     def delay_after(self, error: AuroraEdgeError) -> float | None:
         """Seconds to wait before the next attempt; None when `error` has to be raised."""
         self.failures += 1
-        if self.failures >= self.policy.attempts or not isinstance(error, QueueFullError | ServerUnavailableError):
+        passing = isinstance(error, QueueFullError | ServerUnavailableError) or error.retry_after_s is not None
+        if self.failures >= self.policy.attempts or not passing:
             return None
         backoff = min(self.policy.first_delay_s * self.policy.factor ** (self.failures - 1), self.policy.max_delay_s)
         delay = max(backoff, error.retry_after_s or 0.0) * (1 + random.uniform(0, self.policy.jitter))

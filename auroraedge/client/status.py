@@ -6,6 +6,8 @@ request must change, and a RetryInfo when the same request may be sent again.
 
 from __future__ import annotations
 
+import re
+
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
@@ -86,6 +88,11 @@ def error_from_status(status: status_pb2.Status) -> AuroraEdgeError:
     return error
 
 
+_REPLICA_LOST = re.compile(
+    r"\bactor\b.*\b(died|dead|unavailable)\b|\bActor(Died|Unavailable)Error\b", re.IGNORECASE | re.DOTALL
+)
+
+
 def error_from_transport(code: int, message: str) -> AuroraEdgeError:
     """The error behind a status that gRPC itself made, without an ErrorInfo. `code`: google.rpc code number."""
     text = f"{message.rstrip('.') or code_pb2.Code.Name(code)}."
@@ -95,4 +102,7 @@ def error_from_transport(code: int, message: str) -> AuroraEdgeError:
             field="frame",
             remedy="Send a compressed or smaller frame, or raise max_message_mb of the client and the server.",
         )
+    if code == code_pb2.INTERNAL and _REPLICA_LOST.search(message):
+        # Ray Serve's proxy, for a replica that died with the call: request ids make sending it again harmless.
+        return ServerUnavailableError(text)
     return _CLASS_BY_CODE.get(code, AuroraEdgeError)(text)

@@ -11,7 +11,7 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -30,11 +30,13 @@ from auroraedge.inspection.results import (
     Defect,
     GeneratedToken,
     InspectionResult,
+    Region,
+    RegionVerdict,
     RequestInfo,
     Verdict,
 )
-from auroraedge.inspection.views import check_reference
-from auroraedge.runtime import InspectionJob
+from auroraedge.inspection.views import check_reference, place_regions
+from auroraedge.runtime import FrameItem, InspectionJob
 from service.config import ServiceConfig, config_from_arguments
 from service.server import InspectionServer, run_until_stopped
 
@@ -66,11 +68,13 @@ class StatisticsInspector:
         reference: Any = None,
         request: RequestInfo | None = None,
         image_name: str = "",
+        regions: Sequence[Region] = (),
         on_verdict: Callable[[InspectionResult], None] | None = None,
     ) -> InspectionResult:
         self.entered.release()
         assert self.gate.wait(30)
-        time.sleep(self.pause_s)
+        if self.pause_s:
+            time.sleep(self.pause_s)
         self.names.append(image_name)
         loaded = decode_image(image, ImageLimits()).pixels
         if recipe.golden_reference == "required" and reference is None:
@@ -82,6 +86,10 @@ class StatisticsInspector:
         ys, xs = np.nonzero(grey > 200)
         box = Box(x1=xs.min(), y1=ys.min(), x2=xs.max() + 1, y2=ys.max() + 1) if len(xs) else None
         label = recipe.labels[0]
+        placed = place_regions(regions, loaded.shape[1], loaded.shape[0])
+        found = tuple(_judge(region, grey) for region in placed)
+        if found:
+            probability = max(each.ng_probability for each in found)
         result = InspectionResult(
             verdict=Verdict.NG if probability >= 0.5 else Verdict.OK,
             ng_probability=probability,
@@ -99,6 +107,7 @@ class StatisticsInspector:
             image_name=image_name,
             reference_used=reference is not None,
             views=1,
+            regions=found,
         )
         if on_verdict is not None:
             on_verdict(result.model_copy(update={"is_partial": True, "defects": ()}))
@@ -115,16 +124,46 @@ class StatisticsInspector:
                         reference=job.reference,
                         request=job.request,
                         image_name=job.image_name,
+                        regions=job.regions,
                     )
                 )
             except AuroraEdgeError as error:
                 outcomes.append(error)
         return outcomes
 
+    def inspect_many(
+        self,
+        image: Any,
+        items: Sequence[FrameItem],
+        *,
+        reference: Any = None,
+        request: RequestInfo | None = None,
+        image_name: str = "",
+    ) -> list[InspectionResult | Answer | AuroraEdgeError]:
+        outcomes: list[InspectionResult | Answer | AuroraEdgeError] = []
+        loaded = decode_image(image, ImageLimits())
+        for item in items:
+            common = {"reference": reference, "request": item.request, "regions": item.regions}
+            try:
+                if item.prompt is not None:
+                    outcomes.append(self.ask(loaded, item.prompt, item.recipe, **common))
+                else:
+                    outcomes.append(self.inspect(loaded, item.recipe, image_name=image_name, **common))
+            except AuroraEdgeError as error:
+                outcomes.append(error)
+        return outcomes
+
     def ask(
-        self, image: Any, prompt: Prompt, recipe: Recipe, *, reference: Any = None, request: RequestInfo | None = None
+        self,
+        image: Any,
+        prompt: Any,
+        recipe: Recipe,
+        *,
+        reference: Any = None,
+        request: RequestInfo | None = None,
+        regions: Sequence[Region] = (),
     ) -> Answer:
-        result = self.inspect(image, recipe, reference=reference, request=request)
+        result = self.inspect(image, recipe, reference=reference, request=request, regions=regions)
         return Answer(kind=prompt.kind, prompt=prompt.text, text="yes", verdict=result.verdict, request=result.request)
 
     def generate(
@@ -141,17 +180,24 @@ class StatisticsInspector:
         self.closed = True
 
 
+def _judge(region: Region, grey: np.ndarray) -> RegionVerdict:
+    inside = grey[region.y : region.y + region.height, region.x : region.x + region.width]
+    probability = float(inside.mean() / 255)
+    verdict = Verdict.NG if probability >= 0.5 else Verdict.OK
+    return RegionVerdict(region=region, verdict=verdict, ng_probability=probability, views=1)
+
+
 class RunningServer:
     """A server whose event loop runs in a thread of this process."""
 
-    def __init__(self, inspector: Any, config: ServiceConfig) -> None:
+    def __init__(self, inspector: Any, config: ServiceConfig, make_inspector: Any = None) -> None:
         self.inspector = inspector
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="server-loop", daemon=True)
         self._thread.start()
 
         async def make() -> InspectionServer:
-            return InspectionServer(config, make_inspector=lambda _: inspector)
+            return InspectionServer(config, make_inspector=make_inspector or (lambda *_: inspector))
 
         self.server = self.run(make())
 
@@ -170,10 +216,10 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(inspector: Any = None, **settings: Any) -> Iterator[RunningServer]:
+def running_server(inspector: Any = None, *, make_inspector: Any = None, **settings: Any) -> Iterator[RunningServer]:
     """A ready server on a free port."""
-    config = ServiceConfig(**({"port": 0, "drain_seconds": 5} | settings))
-    running = RunningServer(StatisticsInspector() if inspector is None else inspector, config)
+    config = ServiceConfig(**({"port": 0, "drain_seconds": 5, "store": "none"} | settings))
+    running = RunningServer(StatisticsInspector() if inspector is None else inspector, config, make_inspector)
     try:
         running.run(running.server.start())
         yield running
@@ -200,7 +246,9 @@ def frame(width: int = 64, height: int = 48, *, bright: bool = False) -> np.ndar
 
 async def _serve(pause_s: float, options: list[str]) -> None:
     inspector = StatisticsInspector(pause_s=pause_s)
-    server = InspectionServer(config_from_arguments(options), make_inspector=lambda _: inspector)
+    if "--store" not in options:
+        options = [*options, "--store", "none"]
+    server = InspectionServer(config_from_arguments(options), make_inspector=lambda *_: inspector)
     await run_until_stopped(server)
 
 

@@ -146,9 +146,9 @@ def test_port_in_use_is_refused() -> None:
 
 
 @needs_engine
-def test_embedded_engine_serves_from_a_process() -> None:
+def test_embedded_engine_serves_from_a_process(tmp_path: Path) -> None:
     manifest = json.loads(MANIFEST.read_text(encoding="utf-8"))
-    with process("-m", "service", "--port", "0", "--threads", "1") as (server, ready):
+    with process("-m", "service", "--port", "0", "--threads", "1", "--store", str(tmp_path)) as (server, ready):
         assert (ready[2], ready[4]) == (manifest["model_id"], "cpu")
         recipe = load_recipe("magnetic_tile")
         with InspectionClient(ready[1]) as client:
@@ -156,7 +156,7 @@ def test_embedded_engine_serves_from_a_process() -> None:
             assert info.engine_sha256 == manifest["engine_sha256"]
             request = RequestInfo(request_id="r", part_id="p")
             first = client.inspect(encoded(frame(300, 200)), recipe.id, request=request)
-            again = client.inspect(frame(300, 200), recipe.id, request=request)
+            again = client.inspect(frame(300, 200), recipe.id)
             golden = client.inspect(frame(352, 352), "pcb", reference=frame(352, 352))
             stream = list(
                 client.inspect_stream([frame(300, 200), b"bad", frame(300, 200)], recipe.id, early_verdict=True)
@@ -194,5 +194,5 @@ def test_embedded_engine_in_this_process_answers_as_the_inspector_does() -> None
     with running_server(inspector) as running, InspectionClient(running.address) as client:
         assert isinstance(running, RunningServer)
         served = client.inspect(frame(300, 200), recipe.id)
-    own = {"result_id", "created_at", "timings"}
+    own = {"result_id", "created_at", "timings", "request"}  # the client gives every request an id
     assert served.model_dump(exclude=own) == direct.model_dump(exclude=own)

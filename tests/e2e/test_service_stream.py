@@ -124,7 +124,10 @@ def test_server_takes_no_more_than_the_window() -> None:
         assert running.server.scheduler.waiting == WINDOW - 1, "one is being computed"
         inspector.gate.set()
         done.set()
-        assert [response.sequence for response in call] == [number * 10 for number in range(20)]
+        opening, *responses = call
+        assert not opening.HasField("result") and opening.status.credits == WINDOW
+        assert [response.sequence for response in responses] == [number * 10 for number in range(20)]
+        assert (responses[-1].status.received, responses[-1].status.answered) == (20, 20)
 
 
 def test_cancelled_session_leaves_nothing_behind() -> None:
@@ -159,7 +162,7 @@ def test_session_that_cannot_be_opened_ends_with_a_status(client: InspectionClie
         assert list(stub.InspectStream(iter([]))) == []
         bad = pb.InspectStreamRequest(frame=pb.StreamFrame(sequence=5))
         asked = pb.InspectStreamRequest(frame=pb.StreamFrame(request=pb.InspectRequest(prompt="describe")))
-        responses = list(stub.InspectStream(iter([opening, bad, asked])))
+        _, *responses = stub.InspectStream(iter([opening, bad, asked]))
         assert [(r.sequence, r.result.error.field) for r in responses] == [(5, "frame"), (0, "frame.request.prompt")]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = {"errors", "config", "manifest", "inspection"}
+BASE = {"errors", "config", "manifest", "inspection", "command_line", "packaging"}
 # Layer -> layers it may import (besides itself and the base).
 ALLOWED = {
     "ops": set(),
@@ -22,14 +22,29 @@ ALLOWED = {
     "store": {"runtime"},
     "report": {"runtime", "store", "client"},
     "client": {"_proto"},
+    "ingest": {"client", "store", "runtime", "_proto"},
+    "studies": {"store", "runtime", "client"},
+    "serving": set(),
     "_proto": set(),
     "calib": {"evaluate", "train", "data", "model", "ops", "runtime"},
     "engine_build": {"calib", "evaluate", "train", "data", "model", "ops", "runtime", "kernels"},
-    "service": {"report", "store", "runtime", "client", "_proto"},
+    "service": {"serving", "report", "studies", "store", "runtime", "client", "_proto"},
     "kernels": {"ops"},
 }
 HEAVY = ("torch", "transformers", "tensorrt", "triton", "onnx", "onnxscript")
-TORCH_FREE = ("inspection", "runtime", "store", "report", "client", "evaluate", "service", "_proto")
+TORCH_FREE = (
+    "serving",
+    "inspection",
+    "runtime",
+    "store",
+    "studies",
+    "ingest",
+    "report",
+    "client",
+    "evaluate",
+    "service",
+    "_proto",
+)
 
 
 def _layer(path: Path) -> str | None:

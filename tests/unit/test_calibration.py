@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")  # calib imports the training data's sources
 from auroraedge.inspection.recipe import Severity
 from auroraedge.inspection.results import Box, Defect
-from calib.verdict import Examined, calibrate, fit_logistic
+from calib.verdict import Examined, calibrate, fit_logistic, out_of_fold, review_band
 
 
 def test_the_fit_agrees_with_sklearn() -> None:
@@ -17,7 +17,7 @@ def test_the_fit_agrees_with_sklearn() -> None:
     x = rng.normal(size=(400, 2)) * [3.0, 0.2] + [1.0, -2.0]
     y = (rng.random(400) < 1 / (1 + np.exp(-(x @ [0.8, 5.0] + 9.0)))).astype(float)
     weights, bias = fit_logistic(x, y, 1e-6)
-    theirs = linear.LogisticRegression(C=1e8, class_weight="balanced", max_iter=5000, tol=1e-10).fit(x, y)
+    theirs = linear.LogisticRegression(C=1e8, max_iter=5000, tol=1e-10).fit(x, y)
     assert weights == pytest.approx(theirs.coef_[0], rel=1e-2)
     assert bias == pytest.approx(theirs.intercept_[0], rel=1e-2)
 
@@ -42,8 +42,32 @@ def test_calibration_separates_what_can_be_separated() -> None:
     assert found.verdict > 0
     assert found.evidence > 0
     assert abs(found.presence) < found.verdict
-    assert notes["escape"] <= 0.03
-    assert notes["balanced_accuracy"] > 0.97
-    assert 0 < notes["threshold"] < 1
+    assert notes["escape"] <= 0.01
+    assert notes["overkill"] <= 0.02
+    assert 0 < notes["ok_below"] <= notes["ng_above"] < 1
+    assert notes["review"] < 0.05
+    assert notes["ece"] < 0.05
     assert 0 < notes["defect_confidence"] < 1
     assert notes["f"] > 0.7
+
+
+def test_the_band_holds_what_no_threshold_could() -> None:
+    """Two defective parts look better than many good ones: they must go to a person, not to the customer."""
+    p = np.concatenate([np.linspace(0.001, 0.2, 100), [0.05, 0.06], np.linspace(0.6, 0.99, 98)])
+    y = np.concatenate([np.zeros(100), np.ones(100)])
+    found = review_band(p, y)
+    assert found["ok_below"] < 0.05
+    assert 0.19 < found["ng_above"] < 0.6
+    assert found["escape"] == 0
+    assert found["overkill"] <= 0.02
+    assert 0.3 < found["review"] < 0.5
+
+
+def test_out_of_fold_probabilities_are_honest() -> None:
+    """Features without meaning: a fit on the same images would separate them, one on others cannot."""
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(60, 20)), (np.arange(60) % 2).astype(float)
+    weights, bias = fit_logistic(x, y, 1e-3)
+    seen = ((x @ weights + bias > 0) == (y == 1)).mean()
+    unseen = ((out_of_fold(x, y) > 0.5) == (y == 1)).mean()
+    assert seen > 0.75 > 0.65 > unseen

@@ -125,3 +125,17 @@ def test_retry_info_is_a_lower_bound_and_the_timeout_an_upper_one() -> None:
     delay = policy.start(100).delay_after(full)
     assert delay is not None and 2.0 <= delay <= 3.0
     assert policy.start(1.5).delay_after(full) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "repeats"),
+    [
+        ("The actor died unexpectedly before finishing this task.", True),
+        ("The actor 8f1e is unavailable: the network. The task may or may not have been executed.", True),
+        ("ray.exceptions.ActorDiedError: ...", True),
+        ("division by zero", False),
+    ],
+)
+def test_a_replica_that_died_is_unavailable(message: str, repeats: bool) -> None:
+    error = error_from_transport(code_pb2.INTERNAL, message)
+    assert isinstance(error, ServerUnavailableError) == repeats

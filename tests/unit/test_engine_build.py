@@ -16,7 +16,8 @@ from auroraedge.runtime.engine import EnginePackage  # noqa: E402
 from engine_build import steps  # noqa: E402
 from engine_build.build import main  # noqa: E402
 from engine_build.parity import compare  # noqa: E402
-from engine_build.targets import list_targets, load_target  # noqa: E402
+from engine_build.plan import model_size, plan_build  # noqa: E402
+from engine_build.targets import Target, list_targets, load_target  # noqa: E402
 
 
 def test_manifest_describes_the_package(tiny_engine) -> None:
@@ -133,3 +134,59 @@ def test_compare_figures() -> None:
     assert compare(a, a)["cosine"] == pytest.approx(1)
     assert compare(a, -a)["cosine"] == pytest.approx(-1)
     assert compare(a * 1.1, a)["snr_db"] == pytest.approx(20)
+
+
+# -- targets and plans ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list_targets())
+def test_targets_are_consistent(name: str) -> None:
+    target = load_target(name)
+    for precision in target.precisions:
+        assert set(target.precision(precision)) == {"vision", "fusion", "decoder"}
+    capability = float(target.compute_capability or 0)
+    assert ("fp8" in target.precisions) <= (capability >= 8.9)
+
+
+def test_fp8_on_orin_is_refused_with_reason_and_alternative() -> None:
+    with pytest.raises(EngineError, match=r"no FP8 tensor cores.*int8") as caught:
+        load_target("orin").precision("fp8")
+    assert caught.value.field == "--precision"
+
+
+def test_a_target_that_claims_fp8_on_ampere_is_invalid() -> None:
+    content = load_target("orin").model_dump(mode="json")
+    content["precisions"]["fp8"] = {"vision": "fp8", "fusion": "fp16", "decoder": "fp8"}
+    content["refused"] = {}
+    with pytest.raises(ValueError, match=r"8\.7 has no FP8"):
+        Target.model_validate(content)
+
+
+def test_unknown_target_names_the_likely_ones() -> None:
+    with pytest.raises(EngineError, match=r"rtx-ada or rtx-ampere"):
+        load_target("rtx")
+
+
+def test_plan_counts_every_parameter() -> None:
+    from auroraedge.model.summary import preset_counts
+
+    size, counts = model_size("2b"), preset_counts("2b")
+    graphs = sum(g.linear + g.other for g in size.graphs.values())
+    assert graphs + size.embedding == counts["total"]
+
+
+def test_the_full_size_fits_an_orin_nano_in_int4_only_with_vision_in_int8() -> None:
+    target, size = load_target("orin-nano"), model_size("2b")
+    plan = plan_build(target, size)
+    assert {g.graph: g.precision for g in plan.graphs} == {"vision": "int8", "fusion": "fp16", "decoder": "int4"}
+    assert plan.fits and plan.builds_on_target
+    weights = sum(g.weights for g in plan.graphs)
+    assert 1.2e9 < weights < 1.6e9
+    assert not plan_build(target, size, "int8").builds_on_target
+
+
+def test_plan_prints_and_returns_whether_it_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--target", "orin", "--plan", "--json"]) == 0
+    assert '"fits": true' in capsys.readouterr().out
+    assert main(["--target", "cpu", "--model", "2b", "--precision", "fp32", "--plan"]) == 1
+    assert "does not fit" in capsys.readouterr().out

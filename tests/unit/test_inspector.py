@@ -16,18 +16,22 @@ from auroraedge.errors import (
     InvalidImageError,
     InvalidRequestError,
     ReferenceRequiredError,
+    SharedMemoryOverwrittenError,
     UnknownLabelError,
 )
 from auroraedge.inspection.grammar import AnswerGrammar
 from auroraedge.inspection.grounding import evidence_items, item_tokens
 from auroraedge.inspection.prompts import PromptKind, build_prompt
+from auroraedge.inspection.raw import raw_frame
 from auroraedge.inspection.recipe import load_recipe
-from auroraedge.inspection.results import InspectionResult, Verdict
-from auroraedge.runtime import DEFAULT_ENGINE, InspectionJob, Inspector
+from auroraedge.inspection.results import Answer, Box, InspectionResult, Region, RequestInfo, Verdict
+from auroraedge.runtime import DEFAULT_ENGINE, FrameItem, InspectionJob, Inspector
 from auroraedge.runtime.engine import EnginePackage
 from auroraedge.runtime.generation import Row, generate, stream
 
 PCB, TILE, STRIP = load_recipe("pcb"), load_recipe("magnetic_tile"), load_recipe("steel_strip")
+# Four views of a board, each seen once: a quarter of the work.
+PCB = PCB.model_copy(update={"tiling": PCB.tiling.model_copy(update={"mirrored": False})})
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +165,157 @@ def test_a_class_follows_the_verdict_of_the_thresholds(inspector: Inspector, mir
         assert result.answer_text.startswith("<OK>" if expected is Verdict.OK else "<NG>")
         answer = inspector.ask(image, "classify", recipe)
         assert answer.predicted_class == result.predicted_class
+
+
+def test_regions_are_frames_of_their_own(inspector: Inspector) -> None:
+    """The views of a region are those of the cropped frame, so the answer must be, moved by the region's corner."""
+    image = np.ascontiguousarray(np.random.default_rng(5).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    lenient = TILE.thresholds.model_copy(update={"ok_below": 0.0, "ng_above": 0.0, "defect_confidence": 0.0})
+    tiling = TILE.tiling.model_copy(update={"mode": "square", "size_px": 96, "overlap_px": 16})
+    recipe = TILE.model_copy(update={"thresholds": lenient, "tiling": tiling})
+    regions = [Region(name="left", x=11, y=20, width=130, height=100), Region(x=250, y=150, width=96, height=121)]
+    whole = inspector.inspect(image, recipe, regions=regions)
+    assert [found.region.name for found in whole.regions] == ["left", "region-2"]
+    for region, found in zip(regions, whole.regions, strict=True):
+        rows, columns = slice(region.y, region.y + region.height), slice(region.x, region.x + region.width)
+        alone = inspector.inspect(image[rows, columns], recipe)
+        assert found.verdict is alone.verdict and found.views == alone.views
+        assert found.ng_probability == pytest.approx(alone.ng_probability, abs=1e-4)
+        mine = [d for d in whole.defects if d.region == found.region.name]
+        assert len(mine) == len(alone.defects) > 0
+        for defect, other in zip(
+            sorted(mine, key=lambda d: d.box.model_dump_json()),
+            sorted(
+                (
+                    d.model_copy(
+                        update={
+                            "box": Box(
+                                x1=d.box.x1 + region.x,
+                                y1=d.box.y1 + region.y,
+                                x2=d.box.x2 + region.x,
+                                y2=d.box.y2 + region.y,
+                            )
+                        }
+                    )
+                    for d in alone.defects
+                ),
+                key=lambda d: d.box.model_dump_json(),
+            ),
+            strict=True,
+        ):
+            assert defect.label == other.label
+            assert defect.box.model_dump() == pytest.approx(other.box.model_dump(), abs=1e-6)
+            assert region.x <= defect.box.x1 < defect.box.x2 <= region.x + region.width
+    assert whole.ng_probability == max(found.ng_probability for found in whole.regions)
+    assert whole.views == sum(found.views for found in whole.regions)
+    assert InspectionResult.model_validate_json(whole.model_dump_json()) == whole
+    assert inspector.inspect(image, recipe).regions == ()
+
+
+def test_a_region_that_shows_nothing_is_looked_at_by_a_person(inspector: Inspector) -> None:
+    thresholds = TILE.thresholds.model_copy(update={"ok_below": 1.0, "ng_above": 1.0})
+    recipe = TILE.model_copy(update={"thresholds": thresholds})
+    image = np.array(_jobs()[1].image)
+    image[:100, :100] = 7
+    regions = [Region(name="dark", x=0, y=0, width=100, height=100), Region(x=0, y=100, width=100, height=100)]
+    result = inspector.inspect(image, recipe, regions=regions)
+    assert [found.verdict for found in result.regions] == [Verdict.REVIEW, Verdict.OK]
+    assert result.verdict is Verdict.REVIEW and result.warnings[0].startswith("A region")
+
+
+@pytest.mark.parametrize(
+    ("regions", "field"),
+    [
+        ([Region(x=0, y=0, width=10, height=10), Region(x=300, y=0, width=10_000, height=1)], "regions[1]"),
+        ([Region(name="a", x=0, y=0, width=9, height=9), Region(name="a", x=1, y=1, width=9, height=9)], "regions[1]."),
+        ([Region(x=0, y=i, width=9, height=9) for i in range(65)], "regions"),
+    ],
+)
+def test_regions_that_cannot_be_inspected_are_named(inspector: Inspector, regions: list[Region], field: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        inspector.inspect(_jobs()[1].image, TILE, regions=regions)
+    assert caught.value.field.startswith(field)
+
+
+def test_recipes_and_prompts_share_a_frame(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each distinct set of views is encoded once, and every outcome is that of a call of its own."""
+    job = _jobs()[0]
+    region = (Region(name="corner", x=3, y=4, width=200, height=100),)
+    items = [
+        FrameItem(recipe=PCB),
+        FrameItem(recipe=TILE, request=RequestInfo(request_id="tile")),
+        FrameItem(recipe=TILE, prompt="count crack"),
+        FrameItem(recipe=PCB, prompt="is there a dragon?"),
+        FrameItem(recipe=STRIP, regions=region),
+        FrameItem(recipe=PCB, prompt="locate open"),
+        FrameItem(recipe=PCB, prompt="what is this?"),
+        FrameItem(recipe=TILE, regions=(Region(x=9, y=9, width=9999, height=1),)),
+    ]
+    alone: list[InspectionResult | Answer] = [
+        inspector.inspect(job.image, PCB, reference=job.reference),
+        inspector.inspect(job.image, TILE, request=RequestInfo(request_id="tile")),
+        inspector.ask(job.image, "count crack", TILE),
+        inspector.inspect(job.image, STRIP, regions=region),
+        inspector.ask(job.image, "locate open", PCB, reference=job.reference),
+        inspector.ask(job.image, "what is this?", PCB, reference=job.reference),
+    ]
+    encode, sizes = inspector._package.encode, []
+    monkeypatch.setattr(inspector._package, "encode", lambda p: sizes.append(len(p)) or encode(p))
+    together = inspector.inspect_many(job.image, items, reference=job.reference)
+    tile_views, strip_views = (
+        int(alone[i].views) * (4 if r.tiling.mirrored else 1) for i, r in ((1, TILE), (3, STRIP))
+    )
+    assert sizes == [4 + tile_views + strip_views + 1]
+    assert isinstance(together[3], UnknownLabelError) and isinstance(together[7], InvalidRequestError)
+    assert together[7].field == "regions[0]"
+    free = {"timings", "ng_probability", "result_id", "created_at", "defects", "class_probability", "regions"}
+    for one, other in zip(alone, [together[i] for i in (0, 1, 2, 4, 5, 6)], strict=True):
+        assert type(one) is type(other)
+        assert one.model_dump(exclude=free) == other.model_dump(exclude=free)
+        assert one.ng_probability == pytest.approx(other.ng_probability, abs=1e-4)
+        assert [d.label for d in one.defects] == [d.label for d in other.defects]
+    assert inspector.inspect_many(job.image, []) == []
+    with pytest.raises(InvalidImageError):
+        inspector.inspect_many(b"no image", items)
+
+
+def test_more_prompts_than_fit_one_batch_still_encode_once(
+    inspector: Inspector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = _jobs()[0]
+    encode, sizes = inspector._package.encode, []
+    monkeypatch.setattr(inspector._package, "encode", lambda p: sizes.append(len(p)) or encode(p))
+    monkeypatch.setattr("auroraedge.runtime.inspector._MAX_ROWS", 8)
+    answers = inspector.ask_all(job.image, ["describe"] * 5, PCB, reference=job.reference)
+    assert sizes == [4] and len({answer.text for answer in answers}) == 1
+
+
+def test_a_reference_that_cannot_be_used_harms_only_what_needs_it(inspector: Inspector) -> None:
+    items = [FrameItem(recipe=PCB), FrameItem(recipe=TILE)]
+    for reference in (None, b"no image", np.zeros((9, 9, 3), np.uint8)):
+        needs, needs_not = inspector.inspect_many(_jobs()[1].image, items, reference=reference)
+        assert isinstance(needs, ReferenceRequiredError | InvalidImageError) and needs.field == "reference"
+        assert isinstance(needs_not, InspectionResult)
+
+
+def test_a_frame_that_changes_under_the_inspection_has_no_verdict(inspector: Inspector) -> None:
+    memory = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    h, w = memory.shape[:2]
+    looks: list[int] = []
+
+    def verify() -> None:
+        looks.append(1)
+        if len(looks) > 1:  # after the decoding, while the views are cut
+            raise SharedMemoryOverwrittenError("The slot was written to.", field="frame.shared_memory")
+
+    frame = raw_frame(memory.tobytes(), w, h, 0, "RGB8", verify=verify)
+    for call in (
+        lambda: inspector.inspect(frame, TILE),
+        lambda: inspector.inspect_many(frame, [FrameItem(recipe=TILE)]),
+    ):
+        looks.clear()
+        with pytest.raises(SharedMemoryOverwrittenError):
+            call()
 
 
 def test_free_prompts_stream(inspector: Inspector) -> None:
@@ -309,3 +464,27 @@ def test_the_embedded_engine_knows_good_from_bad() -> None:
         assert right >= 7
         assert hits >= 0.7 * boxes
         assert json.loads(result.model_dump_json())["model_id"] == "auroraedge-nano"
+
+
+@pytest.mark.skipif(not (DEFAULT_ENGINE / "manifest.json").is_file(), reason="the embedded engine is not built")
+def test_a_defect_outside_the_region_is_not_reported() -> None:
+    """Quarters of generated boards: each one's verdict follows its own defects, and none are found elsewhere."""
+    quarters = [Region(name=f"{x},{y}", x=x, y=y, width=320, height=320) for y in (0, 320) for x in (0, 320)]
+    right = seen = 0
+    with Inspector.open(threads=2) as inspector:
+        for seed in range(3):
+            part = generate_board(np.random.default_rng(200 + seed), size=640, n_defects=2)
+            for region in quarters:
+                inside = [
+                    box
+                    for _, box in part.objects
+                    if box[0] < region.x + 320 and box[2] > region.x and box[1] < region.y + 320 and box[3] > region.y
+                ]
+                result = inspector.inspect(part.image, PCB, reference=part.reference, regions=[region])
+                for defect in result.defects:
+                    assert defect.box is not None
+                    assert region.x <= defect.box.x1 and defect.box.x2 <= region.x + 320
+                    assert region.y <= defect.box.y1 and defect.box.y2 <= region.y + 320
+                right += (result.verdict is Verdict.NG) == bool(inside)
+                seen += 1
+    assert seen == 12 and right >= 10

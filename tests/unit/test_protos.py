@@ -1,16 +1,18 @@
-"""The .proto files: generated code is current, everything is commented, names follow buf's standard rules."""
+"""The .proto files: generated code is current, everything is commented, buf's rules hold, no client is broken."""
 
 from __future__ import annotations
 
-import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from google.protobuf import descriptor_pb2
+from requires import lacks
 
 from auroraedge._proto.inspection.v1 import inspection_pb2, service_pb2
+from scripts import check_api
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOS = ROOT / "protos" / "auroraedge" / "inspection" / "v1"
@@ -52,23 +54,64 @@ def test_every_message_field_value_and_rpc_is_commented(files: dict[str, descrip
     assert described > 150
 
 
-def test_names_follow_the_standard_rules(files: dict[str, descriptor_pb2.FileDescriptorProto]) -> None:
-    inspection, service = files["inspection.proto"], files["service.proto"]
-    assert {file.package for file in files.values()} == {"auroraedge.inspection.v1"}
-    assert not service.message_type and not service.enum_type, "messages are apart from services"
-    assert not inspection.service
-    for enum in inspection.enum_type:
-        prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", enum.name).upper() + "_"
-        assert all(value.name.startswith(prefix) for value in enum.value), enum.name
-        assert enum.value[0].name == prefix + "UNSPECIFIED" and enum.value[0].number == 0
-    for message in inspection.message_type:
-        assert re.fullmatch(r"([A-Z][a-z0-9]*)+", message.name)
-        assert all(re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", field.name) for field in message.field), message.name
-    (only,) = service.service
-    assert only.name.endswith("Service")
-    for method in only.method:
-        assert method.input_type == f".auroraedge.inspection.v1.{method.name}Request"
-        assert method.output_type == f".auroraedge.inspection.v1.{method.name}Response"
+def test_messages_are_apart_from_services(files: dict[str, descriptor_pb2.FileDescriptorProto]) -> None:
+    service = files.pop("service.proto")
+    assert not service.message_type and not service.enum_type and len(service.service) == 3
+    assert not any(file.service for file in files.values())
+
+
+# --- buf -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def protos(tmp_path: Path) -> Path:
+    if shutil.which("buf", path=str(Path(sys.executable).parent)) is None:
+        lacks("buf is not installed (the package buf-bin of the extra dev)")
+    return Path(shutil.copytree(ROOT / "protos", tmp_path / "protos"))
+
+
+def edited(protos: Path, name: str, old: str, new: str) -> Path:
+    path = protos / "auroraedge" / "inspection" / "v1" / name
+    text = path.read_text()
+    assert text.count(old) == 1, old
+    path.write_text(text.replace(old, new))
+    return protos
+
+
+def test_the_api_keeps_the_rules_and_breaks_no_client(protos: Path) -> None:
+    assert check_api.check() == 0
+    added = edited(protos, "results.proto", "bool count = 6;", "bool count = 6;\n  // New.\n  bool more = 7;")
+    assert check_api.check(added) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("inspection.proto", "uint64 generation = 3;", "uint64 generation = 30;"),
+        ("inspection.proto", "uint64 generation = 3;", "uint32 generation = 3;"),
+        ("inspection.proto", "uint64 generation = 3;", "uint64 generations = 3;"),
+        ("inspection.proto", "repeated uint64 dropped_sequences = 4;", "uint64 dropped_sequences = 4;"),
+        ("inspection.proto", "  // Looks only.\n  SEVERITY_MINOR = 3;\n", ""),
+        ("service.proto", "rpc Generate(GenerateRequest) returns (stream ", "rpc Generate(GenerateRequest) returns ("),
+        ("admin.proto", "double timeout_seconds = 1;", "reserved 1;"),
+    ],
+)
+def test_what_breaks_a_client_is_refused(protos: Path, name: str, old: str, new: str) -> None:
+    assert check_api.check(edited(protos, name, old, new)) == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("admin.proto", "  // Frames that wait.\n  uint32 queue_frames", "  uint32 queue_frames"),
+        ("admin.proto", "uint32 queue_frames", "uint32 queueFrames"),
+        ("service.proto", "service AdminService", "service Admin"),
+        ("service.proto", "  // What the server is doing.\n", ""),
+        ("inspection.proto", "PRIORITY_LOW = 1", "LOW = 1"),
+    ],
+)
+def test_what_is_against_the_rules_is_refused(protos: Path, name: str, old: str, new: str) -> None:
+    assert check_api.buf("lint", edited(protos, name, old, new)) == 100
 
 
 def test_failure_is_not_the_default_verdict() -> None:
@@ -85,8 +128,13 @@ def test_generated_modules_live_in_the_package() -> None:
     }
     assert streams == {
         "Inspect": (False, False),
+        "InspectProgressive": (False, True),
+        "InspectMany": (False, False),
         "InspectStream": (True, True),
         "Generate": (False, True),
         "ListRecipes": (False, False),
         "GetServerInfo": (False, False),
+        "AcquireSharedMemory": (False, False),
+        "RenewSharedMemory": (False, False),
+        "ReleaseSharedMemory": (False, False),
     }

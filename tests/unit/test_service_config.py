@@ -43,10 +43,12 @@ def test_every_option_arrives(tmp_path: Path) -> None:
     config = config_from_arguments(
         f"--port 0 --engine e --recipes {tmp_path} --recipes {other} --threads 2 --max-message-mb 8 "
         "--max-megapixels 12 --queue-frames 3 --queue-mb 9 --max-batch 4 --stream-window 5 --max-new-tokens 6 "
-        "--drain-seconds 1.5".split()
+        "--drain-seconds 1.5 --shared-memory-mb 7 --shared-memory-socket s --shared-memory-idle-seconds 9".split()
     )
     assert config.recipes == (tmp_path, other)
-    assert config.model_dump(exclude={"recipes", "host", "allow_insecure"}) == {
+    changed = {name: value for name, value in config if value != getattr(ServiceConfig(), name)}
+    changed.pop("recipes")
+    assert changed == {
         "port": 0,
         "engine": Path("e"),
         "threads": 2,
@@ -58,6 +60,9 @@ def test_every_option_arrives(tmp_path: Path) -> None:
         "stream_window": 5,
         "max_new_tokens": 6,
         "drain_seconds": 1.5,
+        "shared_memory_mb": 7,
+        "shared_memory_socket": Path("s"),
+        "shared_memory_idle_seconds": 9.0,
     }
 
 

@@ -12,12 +12,15 @@ from auroraedge.client import convert
 from auroraedge.errors import AuroraEdgeError, ImageTooLargeError, InvalidImageError, UnsupportedImageError
 from auroraedge.inspection.images import ImageLimits, decode_image
 from auroraedge.inspection.recipe import load_recipe
-from service.jobs import compares, in_request_terms, job_from, source_of
+from service.frames import Intake, in_request_terms
+from service.jobs import compares, job_from
+
+INTAKE = Intake(limits=ImageLimits())
 
 
 def source(frame: pb.Frame) -> np.ndarray:
     """The pixels as the inspector will see them."""
-    return decode_image(source_of(frame, "frame", ImageLimits())).pixels
+    return decode_image(INTAKE.source(frame, "frame")).pixels
 
 
 PIXELS = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
@@ -80,7 +83,7 @@ def test_frames_that_cannot_be_used(frame: pb.Frame, error: type[AuroraEdgeError
 
 
 def test_file_bytes_are_not_touched() -> None:
-    assert source_of(pb.Frame(encoded=b"anything"), "frame", ImageLimits()) == b"anything"
+    assert INTAKE.source(pb.Frame(encoded=b"anything"), "frame") == b"anything"
 
 
 def test_errors_of_the_inspector_name_the_field_of_the_request() -> None:
@@ -91,7 +94,7 @@ def test_errors_of_the_inspector_name_the_field_of_the_request() -> None:
 
 def test_golden_sample_counts_only_where_the_recipe_compares() -> None:
     request = pb.InspectRequest(frame=pb.Frame(encoded=b"a"), reference=pb.Frame(encoded=b"b"))
-    assert compares(job_from(request, load_recipe("pcb"), ImageLimits()))
-    assert not compares(job_from(request, load_recipe("magnetic_tile"), ImageLimits()))
+    assert compares(job_from(request, load_recipe("pcb"), INTAKE))
+    assert not compares(job_from(request, load_recipe("magnetic_tile"), INTAKE))
     request.ClearField("reference")
-    assert not compares(job_from(request, load_recipe("pcb"), ImageLimits()))
+    assert not compares(job_from(request, load_recipe("pcb"), INTAKE))

@@ -22,16 +22,22 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from auroraedge._proto.inspection.v1 import admin_pb2 as auroraedge_dot_inspection_dot_v1_dot_admin__pb2
 from auroraedge._proto.inspection.v1 import inspection_pb2 as auroraedge_dot_inspection_dot_v1_dot_inspection__pb2
+from auroraedge._proto.inspection.v1 import results_pb2 as auroraedge_dot_inspection_dot_v1_dot_results__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&auroraedge/inspection/v1/service.proto\x12\x18\x61uroraedge.inspection.v1\x1a)auroraedge/inspection/v1/inspection.proto2\xac\x04\n\x11InspectionService\x12^\n\x07Inspect\x12(.auroraedge.inspection.v1.InspectRequest\x1a).auroraedge.inspection.v1.InspectResponse\x12t\n\rInspectStream\x12..auroraedge.inspection.v1.InspectStreamRequest\x1a/.auroraedge.inspection.v1.InspectStreamResponse(\x01\x30\x01\x12\x63\n\x08Generate\x12).auroraedge.inspection.v1.GenerateRequest\x1a*.auroraedge.inspection.v1.GenerateResponse0\x01\x12j\n\x0bListRecipes\x12,.auroraedge.inspection.v1.ListRecipesRequest\x1a-.auroraedge.inspection.v1.ListRecipesResponse\x12p\n\rGetServerInfo\x12..auroraedge.inspection.v1.GetServerInfoRequest\x1a/.auroraedge.inspection.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&auroraedge/inspection/v1/service.proto\x12\x18\x61uroraedge.inspection.v1\x1a$auroraedge/inspection/v1/admin.proto\x1a)auroraedge/inspection/v1/inspection.proto\x1a&auroraedge/inspection/v1/results.proto2\xa4\t\n\x11InspectionService\x12^\n\x07Inspect\x12(.auroraedge.inspection.v1.InspectRequest\x1a).auroraedge.inspection.v1.InspectResponse\x12\x81\x01\n\x12InspectProgressive\x12\x33.auroraedge.inspection.v1.InspectProgressiveRequest\x1a\x34.auroraedge.inspection.v1.InspectProgressiveResponse0\x01\x12j\n\x0bInspectMany\x12,.auroraedge.inspection.v1.InspectManyRequest\x1a-.auroraedge.inspection.v1.InspectManyResponse\x12t\n\rInspectStream\x12..auroraedge.inspection.v1.InspectStreamRequest\x1a/.auroraedge.inspection.v1.InspectStreamResponse(\x01\x30\x01\x12\x63\n\x08Generate\x12).auroraedge.inspection.v1.GenerateRequest\x1a*.auroraedge.inspection.v1.GenerateResponse0\x01\x12j\n\x0bListRecipes\x12,.auroraedge.inspection.v1.ListRecipesRequest\x1a-.auroraedge.inspection.v1.ListRecipesResponse\x12p\n\rGetServerInfo\x12..auroraedge.inspection.v1.GetServerInfoRequest\x1a/.auroraedge.inspection.v1.GetServerInfoResponse\x12\x82\x01\n\x13\x41\x63quireSharedMemory\x12\x34.auroraedge.inspection.v1.AcquireSharedMemoryRequest\x1a\x35.auroraedge.inspection.v1.AcquireSharedMemoryResponse\x12|\n\x11RenewSharedMemory\x12\x32.auroraedge.inspection.v1.RenewSharedMemoryRequest\x1a\x33.auroraedge.inspection.v1.RenewSharedMemoryResponse\x12\x82\x01\n\x13ReleaseSharedMemory\x12\x34.auroraedge.inspection.v1.ReleaseSharedMemoryRequest\x1a\x35.auroraedge.inspection.v1.ReleaseSharedMemoryResponse2\xc5\x02\n\x0eResultsService\x12\x64\n\tGetResult\x12*.auroraedge.inspection.v1.GetResultRequest\x1a+.auroraedge.inspection.v1.GetResultResponse\x12j\n\x0bListResults\x12,.auroraedge.inspection.v1.ListResultsRequest\x1a-.auroraedge.inspection.v1.ListResultsResponse\x12\x61\n\x08GetImage\x12).auroraedge.inspection.v1.GetImageRequest\x1a*.auroraedge.inspection.v1.GetImageResponse2\x8f\x04\n\x0c\x41\x64minService\x12p\n\rReloadRecipes\x12..auroraedge.inspection.v1.ReloadRecipesRequest\x1a/.auroraedge.inspection.v1.ReloadRecipesResponse\x12\x64\n\tPutRecipe\x12*.auroraedge.inspection.v1.PutRecipeRequest\x1a+.auroraedge.inspection.v1.PutRecipeResponse\x12g\n\nSwapEngine\x12+.auroraedge.inspection.v1.SwapEngineRequest\x1a,.auroraedge.inspection.v1.SwapEngineResponse\x12\x64\n\tGetStatus\x12*.auroraedge.inspection.v1.GetStatusRequest\x1a+.auroraedge.inspection.v1.GetStatusResponse\x12X\n\x05\x44rain\x12&.auroraedge.inspection.v1.DrainRequest\x1a\'.auroraedge.inspection.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'auroraedge._proto.inspection.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INSPECTIONSERVICE']._serialized_start=112
-  _globals['_INSPECTIONSERVICE']._serialized_end=668
+  _globals['_INSPECTIONSERVICE']._serialized_start=190
+  _globals['_INSPECTIONSERVICE']._serialized_end=1378
+  _globals['_RESULTSSERVICE']._serialized_start=1381
+  _globals['_RESULTSSERVICE']._serialized_end=1706
+  _globals['_ADMINSERVICE']._serialized_start=1709
+  _globals['_ADMINSERVICE']._serialized_end=2236
 # @@protoc_insertion_point(module_scope)

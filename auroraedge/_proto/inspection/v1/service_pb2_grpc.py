@@ -3,7 +3,9 @@
 import grpc
 import warnings
 
+from auroraedge._proto.inspection.v1 import admin_pb2 as auroraedge_dot_inspection_dot_v1_dot_admin__pb2
 from auroraedge._proto.inspection.v1 import inspection_pb2 as auroraedge_dot_inspection_dot_v1_dot_inspection__pb2
+from auroraedge._proto.inspection.v1 import results_pb2 as auroraedge_dot_inspection_dot_v1_dot_results__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -26,12 +28,7 @@ if _version_not_supported:
 
 
 class InspectionServiceStub:
-    """Inspects camera frames.
-
-    A failed call carries a google.rpc.Status with exactly one google.rpc.ErrorInfo: `reason` is UPPER_SNAKE_CASE,
-    `domain` is "auroraedge", and `metadata` holds "message", "remedy" and, where there is one, the request "field".
-    google.rpc.BadRequest names the field of a request that must change, google.rpc.RetryInfo the delay after which the
-    same request may be sent again.
+    """Inspects camera frames. Scope of its tokens: inspect; ListRecipes and GetServerInfo also read.
     """
 
     def __init__(self, channel):
@@ -44,6 +41,16 @@ class InspectionServiceStub:
                 '/auroraedge.inspection.v1.InspectionService/Inspect',
                 request_serializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectRequest.SerializeToString,
                 response_deserializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectResponse.FromString,
+                _registered_method=True)
+        self.InspectProgressive = channel.unary_stream(
+                '/auroraedge.inspection.v1.InspectionService/InspectProgressive',
+                request_serializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectProgressiveRequest.SerializeToString,
+                response_deserializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectProgressiveResponse.FromString,
+                _registered_method=True)
+        self.InspectMany = channel.unary_unary(
+                '/auroraedge.inspection.v1.InspectionService/InspectMany',
+                request_serializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectManyRequest.SerializeToString,
+                response_deserializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectManyResponse.FromString,
                 _registered_method=True)
         self.InspectStream = channel.stream_stream(
                 '/auroraedge.inspection.v1.InspectionService/InspectStream',
@@ -65,15 +72,25 @@ class InspectionServiceStub:
                 request_serializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.AcquireSharedMemory = channel.unary_unary(
+                '/auroraedge.inspection.v1.InspectionService/AcquireSharedMemory',
+                request_serializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.AcquireSharedMemoryRequest.SerializeToString,
+                response_deserializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.AcquireSharedMemoryResponse.FromString,
+                _registered_method=True)
+        self.RenewSharedMemory = channel.unary_unary(
+                '/auroraedge.inspection.v1.InspectionService/RenewSharedMemory',
+                request_serializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.RenewSharedMemoryRequest.SerializeToString,
+                response_deserializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.RenewSharedMemoryResponse.FromString,
+                _registered_method=True)
+        self.ReleaseSharedMemory = channel.unary_unary(
+                '/auroraedge.inspection.v1.InspectionService/ReleaseSharedMemory',
+                request_serializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.ReleaseSharedMemoryRequest.SerializeToString,
+                response_deserializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.ReleaseSharedMemoryResponse.FromString,
+                _registered_method=True)
 
 
 class InspectionServiceServicer:
-    """Inspects camera frames.
-
-    A failed call carries a google.rpc.Status with exactly one google.rpc.ErrorInfo: `reason` is UPPER_SNAKE_CASE,
-    `domain` is "auroraedge", and `metadata` holds "message", "remedy" and, where there is one, the request "field".
-    google.rpc.BadRequest names the field of a request that must change, google.rpc.RetryInfo the delay after which the
-    same request may be sent again.
+    """Inspects camera frames. Scope of its tokens: inspect; ListRecipes and GetServerInfo also read.
     """
 
     def Inspect(self, request, context):
@@ -88,12 +105,29 @@ class InspectionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InspectProgressive(self, request, context):
+        """Inspects one frame and sends the verdict as soon as it is known, then the complete result.
+
+        Errors as of Inspect.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InspectMany(self, request, context):
+        """Several recipes and prompts on one frame. The items fail each on its own; the call fails for a frame that cannot be
+        used, with the errors of Inspect.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def InspectStream(self, request_iterator, context):
         """Inspects the frames of one camera session, in order.
 
         The first message opens the session; every other one carries a frame. A frame that cannot be inspected gives a
         result with verdict ERROR and never ends the stream. The server takes a bounded number of frames at a time
-        (ServerLimits.stream_window) and otherwise lets flow control hold the client back.
+        (ServerLimits.stream_window) and otherwise lets flow control hold the client back, or drops all but the newest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,6 +154,30 @@ class InspectionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcquireSharedMemory(self, request, context):
+        """Leases a segment of shared memory, so that frames of a client on the same host need not be sent.
+
+        FAILED_PRECONDITION: the client is on another host, or the server lends none. RESOURCE_EXHAUSTED with RetryInfo:
+        the client's or the server's allowance is used up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewSharedMemory(self, request, context):
+        """Puts off the end of a lease. NOT_FOUND: it has ended, or is another client's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseSharedMemory(self, request, context):
+        """Gives a segment back. NOT_FOUND: the lease has ended already, or is another client's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InspectionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +185,16 @@ def add_InspectionServiceServicer_to_server(servicer, server):
                     servicer.Inspect,
                     request_deserializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectRequest.FromString,
                     response_serializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectResponse.SerializeToString,
+            ),
+            'InspectProgressive': grpc.unary_stream_rpc_method_handler(
+                    servicer.InspectProgressive,
+                    request_deserializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectProgressiveRequest.FromString,
+                    response_serializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectProgressiveResponse.SerializeToString,
+            ),
+            'InspectMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectMany,
+                    request_deserializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectManyRequest.FromString,
+                    response_serializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectManyResponse.SerializeToString,
             ),
             'InspectStream': grpc.stream_stream_rpc_method_handler(
                     servicer.InspectStream,
@@ -148,6 +216,21 @@ def add_InspectionServiceServicer_to_server(servicer, server):
                     request_deserializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.GetServerInfoRequest.FromString,
                     response_serializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.GetServerInfoResponse.SerializeToString,
             ),
+            'AcquireSharedMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcquireSharedMemory,
+                    request_deserializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.AcquireSharedMemoryRequest.FromString,
+                    response_serializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.AcquireSharedMemoryResponse.SerializeToString,
+            ),
+            'RenewSharedMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewSharedMemory,
+                    request_deserializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.RenewSharedMemoryRequest.FromString,
+                    response_serializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.RenewSharedMemoryResponse.SerializeToString,
+            ),
+            'ReleaseSharedMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseSharedMemory,
+                    request_deserializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.ReleaseSharedMemoryRequest.FromString,
+                    response_serializer=auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.ReleaseSharedMemoryResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'auroraedge.inspection.v1.InspectionService', rpc_method_handlers)
@@ -157,12 +240,7 @@ def add_InspectionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InspectionService:
-    """Inspects camera frames.
-
-    A failed call carries a google.rpc.Status with exactly one google.rpc.ErrorInfo: `reason` is UPPER_SNAKE_CASE,
-    `domain` is "auroraedge", and `metadata` holds "message", "remedy" and, where there is one, the request "field".
-    google.rpc.BadRequest names the field of a request that must change, google.rpc.RetryInfo the delay after which the
-    same request may be sent again.
+    """Inspects camera frames. Scope of its tokens: inspect; ListRecipes and GetServerInfo also read.
     """
 
     @staticmethod
@@ -182,6 +260,60 @@ class InspectionService:
             '/auroraedge.inspection.v1.InspectionService/Inspect',
             auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectRequest.SerializeToString,
             auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InspectProgressive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/auroraedge.inspection.v1.InspectionService/InspectProgressive',
+            auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectProgressiveRequest.SerializeToString,
+            auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectProgressiveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InspectMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/auroraedge.inspection.v1.InspectionService/InspectMany',
+            auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectManyRequest.SerializeToString,
+            auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.InspectManyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -290,6 +422,505 @@ class InspectionService:
             '/auroraedge.inspection.v1.InspectionService/GetServerInfo',
             auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.GetServerInfoRequest.SerializeToString,
             auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcquireSharedMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/auroraedge.inspection.v1.InspectionService/AcquireSharedMemory',
+            auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.AcquireSharedMemoryRequest.SerializeToString,
+            auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.AcquireSharedMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewSharedMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/auroraedge.inspection.v1.InspectionService/RenewSharedMemory',
+            auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.RenewSharedMemoryRequest.SerializeToString,
+            auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.RenewSharedMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseSharedMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/auroraedge.inspection.v1.InspectionService/ReleaseSharedMemory',
+            auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.ReleaseSharedMemoryRequest.SerializeToString,
+            auroraedge_dot_inspection_dot_v1_dot_inspection__pb2.ReleaseSharedMemoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ResultsServiceStub:
+    """Reads stored results. Scope of its tokens: read. FAILED_PRECONDITION: the server runs without a store.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetResult = channel.unary_unary(
+                '/auroraedge.inspection.v1.ResultsService/GetResult',
+                request_serializer=auroraedge_dot_inspection_dot_v1_dot_results__pb2.GetResultRequest.SerializeToString,
+                response_deserializer=auroraedge_dot_inspection_dot_v1_dot_results__pb2.GetResultResponse.FromString,
+                _registered_method=True)
+        self.ListResults = channel.unary_unary(
+                '/auroraedge.inspection.v1.ResultsService/ListResults',
+                request_serializer=auroraedge_dot_inspection_dot_v1_dot_results__pb2.ListResultsRequest.SerializeToString,
+                response_deserializer=auroraedge_dot_inspection_dot_v1_dot_results__pb2.ListResultsResponse.FromString,
+                _registered_method=True)
+        self.GetImage = channel.unary_unary(
+                '/auroraedge.inspection.v1.ResultsService/GetImage',
+                request_serializer=auroraedge_dot_inspection_dot_v1_dot_results__pb2.GetImageRequest.SerializeToString,
+                response_deserializer=auroraedge_dot_inspection_dot_v1_dot_results__pb2.GetImageResponse.FromString,
+                _registered_method=True)
+
+
+class ResultsServiceServicer:
+    """Reads stored results. Scope of its tokens: read. FAILED_PRECONDITION: the server runs without a store.
+    """
+
+    def GetResult(self, request, context):
+        """One result. NOT_FOUND: there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListResults(self, request, context):
+        """Results that agree with a filter, page by page.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetImage(self, request, context):
+        """An image of a result. NOT_FOUND: the store never had it, or has it no longer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ResultsServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetResult': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetResult,
+                    request_deserializer=auroraedge_dot_inspection_dot_v1_dot_results__pb2.GetResultRequest.FromString,
+                    response_serializer=auroraedge_dot_inspection_dot_v1_dot_results__pb2.GetResultResponse.SerializeToString,
+            ),
+            'ListResults': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListResults,
+                    request_deserializer=auroraedge_dot_inspection_dot_v1_dot_results__pb2.ListResultsRequest.FromString,
+                    response_serializer=auroraedge_dot_inspection_dot_v1_dot_results__pb2.ListResultsResponse.SerializeToString,
+            ),
+            'GetImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetImage,
+                    request_deserializer=auroraedge_dot_inspection_dot_v1_dot_results__pb2.GetImageRequest.FromString,
+                    response_serializer=auroraedge_dot_inspection_dot_v1_dot_results__pb2.GetImageResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'auroraedge.inspection.v1.ResultsService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('auroraedge.inspection.v1.ResultsService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ResultsService:
+    """Reads stored results. Scope of its tokens: read. FAILED_PRECONDITION: the server runs without a store.
+    """
+
+    @staticmethod
+    def GetResult(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/auroraedge.inspection.v1.ResultsService/GetResult',
+            auroraedge_dot_inspection_dot_v1_dot_results__pb2.GetResultRequest.SerializeToString,
+            auroraedge_dot_inspection_dot_v1_dot_results__pb2.GetResultResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListResults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/auroraedge.inspection.v1.ResultsService/ListResults',
+            auroraedge_dot_inspection_dot_v1_dot_results__pb2.ListResultsRequest.SerializeToString,
+            auroraedge_dot_inspection_dot_v1_dot_results__pb2.ListResultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/auroraedge.inspection.v1.ResultsService/GetImage',
+            auroraedge_dot_inspection_dot_v1_dot_results__pb2.GetImageRequest.SerializeToString,
+            auroraedge_dot_inspection_dot_v1_dot_results__pb2.GetImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class AdminServiceStub:
+    """Changes what the server works with. Scope of its tokens: admin. Every change is audited.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ReloadRecipes = channel.unary_unary(
+                '/auroraedge.inspection.v1.AdminService/ReloadRecipes',
+                request_serializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.ReloadRecipesRequest.SerializeToString,
+                response_deserializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.ReloadRecipesResponse.FromString,
+                _registered_method=True)
+        self.PutRecipe = channel.unary_unary(
+                '/auroraedge.inspection.v1.AdminService/PutRecipe',
+                request_serializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.PutRecipeRequest.SerializeToString,
+                response_deserializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.PutRecipeResponse.FromString,
+                _registered_method=True)
+        self.SwapEngine = channel.unary_unary(
+                '/auroraedge.inspection.v1.AdminService/SwapEngine',
+                request_serializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.SwapEngineRequest.SerializeToString,
+                response_deserializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.SwapEngineResponse.FromString,
+                _registered_method=True)
+        self.GetStatus = channel.unary_unary(
+                '/auroraedge.inspection.v1.AdminService/GetStatus',
+                request_serializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/auroraedge.inspection.v1.AdminService/Drain',
+                request_serializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+                response_deserializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+                _registered_method=True)
+
+
+class AdminServiceServicer:
+    """Changes what the server works with. Scope of its tokens: admin. Every change is audited.
+    """
+
+    def ReloadRecipes(self, request, context):
+        """Reads the recipe folders again. FAILED_PRECONDITION: a file is not a valid recipe; nothing has changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutRecipe(self, request, context):
+        """Adds a recipe or a new version of one. INVALID_ARGUMENT: it is not a valid recipe. FAILED_PRECONDITION: another
+        version than the one it shall replace is in use.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SwapEngine(self, request, context):
+        """Replaces the engine. NOT_FOUND: there is no such package. FAILED_PRECONDITION: it is damaged, built for other
+        hardware, or has another hash; the engine in use stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStatus(self, request, context):
+        """What the server is doing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Ends the server's work in good order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AdminServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ReloadRecipes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadRecipes,
+                    request_deserializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.ReloadRecipesRequest.FromString,
+                    response_serializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.ReloadRecipesResponse.SerializeToString,
+            ),
+            'PutRecipe': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutRecipe,
+                    request_deserializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.PutRecipeRequest.FromString,
+                    response_serializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.PutRecipeResponse.SerializeToString,
+            ),
+            'SwapEngine': grpc.unary_unary_rpc_method_handler(
+                    servicer.SwapEngine,
+                    request_deserializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.SwapEngineRequest.FromString,
+                    response_serializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.SwapEngineResponse.SerializeToString,
+            ),
+            'GetStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatus,
+                    request_deserializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.GetStatusRequest.FromString,
+                    response_serializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.DrainRequest.FromString,
+                    response_serializer=auroraedge_dot_inspection_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'auroraedge.inspection.v1.AdminService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('auroraedge.inspection.v1.AdminService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class AdminService:
+    """Changes what the server works with. Scope of its tokens: admin. Every change is audited.
+    """
+
+    @staticmethod
+    def ReloadRecipes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/auroraedge.inspection.v1.AdminService/ReloadRecipes',
+            auroraedge_dot_inspection_dot_v1_dot_admin__pb2.ReloadRecipesRequest.SerializeToString,
+            auroraedge_dot_inspection_dot_v1_dot_admin__pb2.ReloadRecipesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutRecipe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/auroraedge.inspection.v1.AdminService/PutRecipe',
+            auroraedge_dot_inspection_dot_v1_dot_admin__pb2.PutRecipeRequest.SerializeToString,
+            auroraedge_dot_inspection_dot_v1_dot_admin__pb2.PutRecipeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SwapEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/auroraedge.inspection.v1.AdminService/SwapEngine',
+            auroraedge_dot_inspection_dot_v1_dot_admin__pb2.SwapEngineRequest.SerializeToString,
+            auroraedge_dot_inspection_dot_v1_dot_admin__pb2.SwapEngineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/auroraedge.inspection.v1.AdminService/GetStatus',
+            auroraedge_dot_inspection_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
+            auroraedge_dot_inspection_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/auroraedge.inspection.v1.AdminService/Drain',
+            auroraedge_dot_inspection_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+            auroraedge_dot_inspection_dot_v1_dot_admin__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,
