@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVE := $(VENV)/.serve-installed
 DEV := $(VENV)/.dev-installed
+TOOLS := $(VENV)/.tools-installed
+TRITON := .venv-triton/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint site clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -15,20 +17,34 @@ $(SERVE): pyproject.toml | $(BIN)/python
 	touch $@
 
 $(DEV): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,export,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,export,kernels,rtx,dev]"
 	touch $@ $(SERVE)
+
+$(TOOLS): tests/debian-packages.txt | $(BIN)/python
+	scripts/install_test_tools.sh
+	touch $@
+
+# A client of the Open Inference Protocol; it pins another protobuf than ours.
+$(TRITON): tests/triton-requirements.txt
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 demo: $(SERVE) ## Sample parts, a served verdict and an HTML report, without a GPU
 	$(BIN)/python -m examples.demo --out demo
 
-test: $(DEV) lint ## All checks and tests
+test: $(DEV) $(TOOLS) $(TRITON) lint site ## All checks and tests
 	$(BIN)/python -m pytest
 
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy auroraedge service engine_build calib benchmarks
+	$(BIN)/mypy auroraedge service engine_build calib benchmarks kernels
 	$(BIN)/python -m scripts.generate_protos --check
+	$(BIN)/python -m scripts.check_api
+
+site: $(DEV) ## The documentation as a web site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir build/site
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) .venv-triton demo build dist *.egg-info

@@ -1,37 +1,20 @@
-"""The command line. Each command parses, calls one library function, and maps errors to exit codes.
-
-Exit codes: 0 done (also when parts are NG), 1 internal error, 2 wrong input or usage, 3 not found, 4 cannot work as
-installed or configured, 5 server not available or overloaded, 130 interrupted.
-"""
+"""The command line. Each command parses, calls one library function, and maps errors to exit codes."""
 
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from auroraedge.errors import AuroraEdgeError, InvalidRequestError, MissingDependencyError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-EXIT_CODES = {
-    "INVALID_ARGUMENT": 2,
-    "NOT_FOUND": 3,
-    "FAILED_PRECONDITION": 4,
-    "UNAVAILABLE": 5,
-    "RESOURCE_EXHAUSTED": 5,
-    "DEADLINE_EXCEEDED": 5,
-}
-INTERRUPTED = 130
-# Packages of the optional extras, by the name that an ImportError carries.
-_EXTRAS = {"torch": "train", "transformers": "train", "tensorboard": "train", "onnx": "train", "onnxscript": "export"}
+from auroraedge.command_line import INTERRUPTED, JsonOption, exit_codes, open_console
+from auroraedge.errors import AuroraEdgeError, InvalidRequestError
+from auroraedge.ingest.commands import ingest
+from auroraedge.report.commands import report
+from auroraedge.serving.commands import app as config_app
+from auroraedge.store.commands import app as store_app
+from auroraedge.studies.commands import app as study_app
 
 app = typer.Typer(
     name="auroraedge",
@@ -42,8 +25,13 @@ app = typer.Typer(
 )
 engine_app = typer.Typer(help="Engine packages.", no_args_is_help=True)
 recipes_app = typer.Typer(help="Recipes: what to look for on a part.", invoke_without_command=True)
+app.command()(ingest)
+app.command()(report)
 app.add_typer(engine_app, name="engine")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(store_app, name="store")
+app.add_typer(study_app, name="study")
+app.add_typer(config_app, name="config")
 
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", "-r", envvar="AURORAEDGE_RECIPE", help="Recipe id, or a recipe's YAML file.")
@@ -55,41 +43,7 @@ EngineOption = Annotated[
     Path | None, typer.Option("--engine", envvar="AURORAEDGE_ENGINE", help="Engine package; else the embedded one.")
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; else all cores.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON to stdout instead of tables.")]
 LanguageOption = Annotated[str, typer.Option(help="Language of the labels where the recipe has titles: de, zh, ...")]
-
-
-def _console(*, to_stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=to_stderr)
-
-
-def _fail(error: AuroraEdgeError) -> typer.Exit:
-    """Prints the error and its remedy; returns the exit."""
-    where = f"{error.field}: " if error.field else ""
-    typer.echo(f"error: {where}{error.message}\n  {error.remedy}", err=True)
-    return typer.Exit(EXIT_CODES.get(error.grpc_code, 1))
-
-
-@contextmanager
-def _exit_codes() -> Iterator[None]:
-    try:
-        yield
-    except AuroraEdgeError as error:
-        raise _fail(error) from error
-    except ImportError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _EXTRAS:
-            raise
-        missing = MissingDependencyError(
-            f"This command needs the package '{package}', which is not installed.",
-            remedy=f"Install it: pip install 'auroraedge[{_EXTRAS[package]}]'",
-        )
-        raise _fail(missing) from error
-    except KeyboardInterrupt as error:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(INTERRUPTED) from error
 
 
 def _need_recipe(recipe: str | None) -> str:
@@ -125,7 +79,7 @@ def inspect(
     from auroraedge.report.single import inspect_file
 
     picture = out if out is not None or as_json else Path(f"{image.stem}_inspected.png")
-    with _exit_codes():
+    with exit_codes():
         try:
             chosen = _need_recipe(recipe)
             with open_backend(server=server, engine=engine, threads=threads) as backend:
@@ -141,52 +95,7 @@ def inspect(
             assert found is not None
             typer.echo(found.model_dump_json(indent=2))
         else:
-            _console().print(outcome_view(outcome))
-
-
-@app.command()
-def report(
-    source: Annotated[
-        str, typer.Argument(help="Folder, image, quoted glob pattern, or CSV manifest.", metavar="FOLDER")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the report; a report that was cut short is continued there.")],
-    recipe: RecipeOption = None,
-    references: Annotated[Path | None, typer.Option(help="Folder with golden samples of the same names.")] = None,
-    server: ServerOption = None,
-    engine: EngineOption = None,
-    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
-    language: LanguageOption = "en",
-    recipe_dir: Annotated[list[Path] | None, typer.Option(help="Folder with more recipes; may be repeated.")] = None,
-    generated_at: Annotated[
-        datetime | None, typer.Option(help="Time printed in the report, UTC; now without it.")
-    ] = None,
-    threads: ThreadsOption = None,
-) -> None:
-    """Inspects many images and writes one HTML page, CSV, COCO and JSON."""
-    from datetime import UTC
-
-    from auroraedge.report.backend import open_backend
-    from auroraedge.report.console import summary_view
-    from auroraedge.report.runner import run_report
-
-    with _exit_codes():
-        with open_backend(server=server, engine=engine, threads=threads, recipe_dirs=recipe_dir or ()) as backend:
-            summary = run_report(
-                source,
-                out,
-                recipe,
-                backend,
-                references=references,
-                title=title,
-                language=language,
-                generated_at=generated_at.replace(tzinfo=UTC) if generated_at else None,
-                console=_console(to_stderr=True),
-            )
-        _console().print(summary_view(summary, shlex.join(["auroraedge", *sys.argv[1:]])))
-        if summary.stopped_by is not None:
-            raise summary.stopped_by
-        if summary.interrupted:
-            raise typer.Exit(INTERRUPTED)
+            open_console().print(outcome_view(outcome))
 
 
 @app.command("eval")
@@ -203,7 +112,7 @@ def evaluate(
     threads: ThreadsOption = None,
 ) -> None:
     """Scores an engine on annotated images, with intervals and a classical baseline."""
-    with _exit_codes():
+    with exit_codes():
         from auroraedge.evaluate import evaluate as run_evaluation
         from auroraedge.evaluate import print_report
         from auroraedge.runtime import Inspector
@@ -231,7 +140,7 @@ def train(
     threads: ThreadsOption = None,
 ) -> None:
     """Trains a model (needs the extra `train`)."""
-    with _exit_codes():
+    with exit_codes():
         from auroraedge.train.run import main_train
 
         model = main_train(recipe, pack=pack, out=out, extend=extend, seed=seed, precision=precision, threads=threads)
@@ -245,7 +154,7 @@ def samples(
     count: Annotated[int, typer.Option(min=1, help="Parts of each of three kinds.")] = 12,
 ) -> None:
     """Draws sample parts with a manifest, to try the product without photographs."""
-    with _exit_codes():
+    with exit_codes():
         from auroraedge.data.samples import write_samples
 
         paths = write_samples(folder, seed=seed, n_per_kind=count)
@@ -256,7 +165,7 @@ def samples(
 @engine_app.command("verify")
 def engine_verify(folder: Annotated[Path, typer.Argument(help="Engine package.", metavar="DIR")]) -> None:
     """Checks that every file of a package is there and unchanged."""
-    with _exit_codes():
+    with exit_codes():
         from auroraedge.manifest import verify_package
 
         manifest = verify_package(folder)
@@ -269,7 +178,7 @@ def engine_inspect(
     folder: Annotated[Path, typer.Argument(help="Engine package.", metavar="DIR")], as_json: JsonOption = False
 ) -> None:
     """Shows what a package holds: model, target, precision, inputs and outputs, parity."""
-    with _exit_codes():
+    with exit_codes():
         from auroraedge.manifest import load_manifest
         from auroraedge.report.console import manifest_view
 
@@ -277,7 +186,47 @@ def engine_inspect(
         if as_json:
             typer.echo(manifest.model_dump_json(indent=2))
         else:
-            _console().print(manifest_view(manifest))
+            open_console().print(manifest_view(manifest))
+
+
+@engine_app.command("diff")
+def engine_diff(
+    first: Annotated[Path, typer.Argument(help="Engine package.", metavar="DIR")],
+    second: Annotated[Path, typer.Argument(help="Engine package.", metavar="DIR")],
+) -> None:
+    """Shows what two packages differ in: model, target, precision, graphs, parity, files."""
+    with exit_codes():
+        from auroraedge.packaging import diff
+        from auroraedge.report.console import difference_view
+
+        open_console().print(difference_view(diff(first, second), str(first), str(second)))
+
+
+@engine_app.command("pack")
+def engine_pack(
+    folder: Annotated[Path, typer.Argument(help="Engine package.", metavar="DIR")],
+    file: Annotated[Path | None, typer.Argument(help="File to write; else DIR.engine.tar.", metavar="FILE")] = None,
+) -> None:
+    """Puts a package into one file, to carry it to another machine."""
+    with exit_codes():
+        from auroraedge.packaging import SUFFIX, pack
+
+        target = file or folder.with_name(folder.name + SUFFIX)
+        manifest = pack(folder, target)
+        typer.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB, engine {manifest.engine_sha256}")
+
+
+@engine_app.command("unpack")
+def engine_unpack(
+    file: Annotated[Path, typer.Argument(help="File that `engine pack` wrote.", metavar="FILE")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the package; an earlier package is replaced.")],
+) -> None:
+    """Unpacks and verifies a package."""
+    with exit_codes():
+        from auroraedge.packaging import unpack
+
+        manifest = unpack(file, folder)
+        typer.echo(f"{folder}: {manifest.model_id} for {manifest.target}, engine {manifest.engine_sha256}")
 
 
 @recipes_app.callback()
@@ -288,11 +237,11 @@ def recipes(
     """Lists the recipes; `recipes show ID` prints one."""
     context.obj = tuple(recipe_dir or ())
     if context.invoked_subcommand is None:
-        with _exit_codes():
+        with exit_codes():
             from auroraedge.inspection.recipe import list_recipes
             from auroraedge.report.console import recipe_list
 
-            _console().print(recipe_list(list_recipes(context.obj)))
+            open_console().print(recipe_list(list_recipes(context.obj)))
 
 
 @recipes_app.command("show")
@@ -300,7 +249,7 @@ def recipes_show(
     context: typer.Context, recipe: Annotated[str, typer.Argument(help="Recipe id, or a YAML file.", metavar="ID")]
 ) -> None:
     """Prints a recipe as YAML, a start for one of your own."""
-    with _exit_codes():
+    with exit_codes():
         import yaml
 
         from auroraedge.inspection.recipe import load_recipe
@@ -314,13 +263,38 @@ def model(preset: Annotated[str, typer.Option(help="nano or 2b.")] = "nano") -> 
     """Prints the parameters of a preset by part (needs the extra `train`)."""
     from auroraedge.config import PRESETS
 
-    with _exit_codes():
+    with exit_codes():
         if preset not in PRESETS:
             known = ", ".join(PRESETS)
             raise InvalidRequestError(f"There is no preset '{preset}'.", field="preset", remedy=f"Known: {known}.")
         from auroraedge.model.summary import summary_table
 
-        _console().print(summary_table(preset))
+        open_console().print(summary_table(preset))
+
+
+@app.command()
+def flops(
+    preset: Annotated[str, typer.Option(help="nano or 2b.")] = "2b",
+    text: Annotated[int, typer.Option(min=1, help="Text tokens of the prompt.")] = 64,
+    new: Annotated[int, typer.Option(min=1, help="Generated tokens.")] = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Counts the operations of one answer by part, beside uncompressed and other models (extra `train`)."""
+    import json
+
+    from auroraedge.config import PRESETS
+
+    with exit_codes():
+        if preset not in PRESETS:
+            known = ", ".join(PRESETS)
+            raise InvalidRequestError(f"There is no preset '{preset}'.", field="preset", remedy=f"Known: {known}.")
+        from auroraedge.model.flops_table import flops_json, flops_tables
+
+        if as_json:
+            typer.echo(json.dumps(flops_json(preset, text=text, new=new), indent=1))
+        else:
+            for table in flops_tables(preset, text=text, new=new):
+                open_console().print(table)
 
 
 @app.command()

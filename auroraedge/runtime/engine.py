@@ -111,6 +111,24 @@ class Encoded:
     evidence: np.ndarray | None
     presence: np.ndarray | None
 
+    def part(self, start: int, stop: int) -> Encoded:
+        """Of the views from `start` to before `stop`."""
+        return Encoded(
+            visual=self.visual[start:stop],
+            compressed=self.compressed[start:stop],
+            evidence=None if self.evidence is None else self.evidence[start:stop],
+            presence=None if self.presence is None else self.presence[start:stop],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Encoded]) -> Encoded:
+        if len(parts) == 1:
+            return parts[0]
+        return cls(**{name: _concatenate([getattr(part, name) for part in parts]) for name in _ENCODED})  # type: ignore[arg-type]
+
+
+_ENCODED = ("visual", "compressed", "evidence", "presence")
+
 
 def _concatenate(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
     arrays = [part for part in parts if part is not None]
@@ -207,10 +225,7 @@ class EnginePackage:
     def encode(self, patches: np.ndarray) -> Encoded:
         """Of full square views, patches uint8 [B, 256, 768]; in steps that bound the memory."""
         steps = [self._encode(patches[i : i + _VIEW_BATCH]) for i in range(0, len(patches), _VIEW_BATCH)]
-        if len(steps) == 1:
-            return steps[0]
-        names = ("visual", "compressed", "evidence", "presence")
-        return Encoded(**{name: _concatenate([getattr(step, name) for step in steps]) for name in names})  # type: ignore[arg-type]
+        return Encoded.joined(steps)
 
     def _encode(self, patches: np.ndarray) -> Encoded:
         batch, count = patches.shape[:2]

@@ -9,34 +9,175 @@ from pathlib import Path
 
 import numpy as np
 
-from auroraedge.errors import ReferenceRequiredError
+from auroraedge.errors import AuroraEdgeError, ReferenceRequiredError
+from auroraedge.inspection.alignment import align_reference
 from auroraedge.inspection.grammar import ParsedItem
+from auroraedge.inspection.grounding import mirrored_mean
 from auroraedge.inspection.images import DecodedImage, ImageLimits, decode_image
 from auroraedge.inspection.prompts import Prompt, PromptKind, build_prompt
-from auroraedge.inspection.recipe import Recipe
-from auroraedge.inspection.results import RequestInfo, new_result_id
-from auroraedge.inspection.views import View, check_reference, mirror_images, patchify, plan_views, render_view
+from auroraedge.inspection.raw import RawFrame
+from auroraedge.inspection.recipe import Recipe, Tiling
+from auroraedge.inspection.results import Region, RequestInfo, new_result_id
+from auroraedge.inspection.views import (
+    View,
+    check_reference,
+    mirror_images,
+    patchify,
+    place_regions,
+    plan_region_views,
+    plan_views,
+    render_view,
+)
+from auroraedge.runtime.engine import Encoded
 from auroraedge.runtime.generation import Row
 
-ImageSource = bytes | str | Path | np.ndarray | DecodedImage
+ImageSource = bytes | str | Path | np.ndarray | RawFrame | DecodedImage
 # Views that are inspected together: bounds the memory of a batch, and beyond it a CPU gains nothing.
 MAX_VIEWS = 32
+_WHOLE = Tiling()
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectionJob:
-    """One frame to inspect."""
+    """One frame to inspect. regions: only these parts of it, each judged as a frame of its own; none: all of it."""
 
     image: ImageSource
     recipe: Recipe
     reference: ImageSource | None = None
     request: RequestInfo = field(default_factory=RequestInfo)
     image_name: str = ""
+    regions: tuple[Region, ...] = ()
 
     @property
     def compares(self) -> bool:
         """Whether the frame is seen beside its golden sample; one that the recipe does not ask for is left alone."""
         return self.reference is not None and self.recipe.golden_reference != "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameItem:
+    """One thing to find out about a frame: the recipe's inspection, or the answer to `prompt`.
+
+    regions as in InspectionJob. request: None for the frame's own.
+    """
+
+    recipe: Recipe
+    prompt: str | Prompt | None = None
+    regions: tuple[Region, ...] = ()
+    request: RequestInfo | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class ViewSet:
+    """The views of a frame under one tiling; several prompts share it, and what the encoder says of it."""
+
+    parts: list[list[View]]  # by region; one part without regions
+    regions: tuple[Region, ...]
+    patches: np.ndarray  # uint8 [views * copies, 256, 768]
+    copies: int  # each view is seen once, or in its four mirror images; the first copy is the view itself
+    contrasts: list[float]  # by part: standard deviation of the views' grey levels
+    reference_used: bool
+    preprocess_ms: float
+    encoded: Encoded | None = None  # kept where more prompts may follow
+
+    @property
+    def plan(self) -> list[View]:
+        return [view for part in self.parts for view in part]
+
+    @property
+    def slices(self) -> list[slice]:
+        """The views of each part."""
+        ends = np.cumsum([len(part) for part in self.parts]).tolist()
+        return [slice(end - len(part), end) for part, end in zip(self.parts, ends, strict=True)]
+
+    def region_of(self, view: int) -> Region | None:
+        if not self.regions:
+            return None
+        return next(region for region, part in zip(self.regions, self.slices, strict=True) if view < part.stop)
+
+
+class LoadedFrame:
+    """A frame, decoded, with its golden sample and its views as far as they were asked for."""
+
+    def __init__(self, image: ImageSource, reference: ImageSource | None, limits: ImageLimits) -> None:
+        """Raises AuroraEdgeError for a frame that cannot be decoded."""
+        self.began = time.perf_counter()
+        self._reference, self._limits = reference, limits
+        self.image = decode_image(image, limits)
+        self.decode_ms = elapsed_ms(self.began)
+        self._golden: DecodedImage | AuroraEdgeError | None = None
+        self._aligned: dict[int, np.ndarray] = {}
+        self._views: dict[tuple[object, ...], ViewSet] = {}
+
+    def verify(self) -> None:
+        """Raises where pixels that another process may write to have changed; call it once the views are cut."""
+        for image in (self.image, self._golden):
+            if isinstance(image, DecodedImage) and image.verify is not None:
+                image.verify()
+
+    def views(self, recipe: Recipe, regions: Sequence[Region] = (), *, whole: bool = False) -> ViewSet:
+        """The views that `recipe` asks for, of the whole frame or of its regions; the same object for equal ones.
+
+        whole: one plain view of the frame or region, whatever the tiling. Raises AuroraEdgeError.
+        """
+        golden = self._golden_for(recipe)
+        tiling = _WHOLE if whole else recipe.tiling
+        if tiling.mode == "whole":
+            tiling = _WHOLE.model_copy(update={"mirrored": tiling.mirrored, "max_views": tiling.max_views})
+        shift = recipe.reference_shift_px if golden is not None else None
+        key = (tiling, tuple(regions), shift)
+        if key not in self._views:
+            self._views[key] = self._cut(tiling, regions, golden, shift or 0)
+        return self._views[key]
+
+    def _golden_for(self, recipe: Recipe) -> DecodedImage | None:
+        if recipe.golden_reference == "none":
+            return None
+        if self._reference is None:
+            if recipe.golden_reference == "required":
+                raise ReferenceRequiredError(f"Recipe '{recipe.id}' compares with a golden sample.", field="reference")
+            return None
+        if self._golden is None:
+            started = time.perf_counter()
+            try:
+                golden = decode_image(self._reference, self._limits, field="reference")
+                check_reference(self.image.pixels, golden.pixels)
+                self._golden = golden
+            except AuroraEdgeError as error:
+                self._golden = error
+            self.decode_ms += elapsed_ms(started)
+        if isinstance(self._golden, AuroraEdgeError):
+            raise self._golden
+        return self._golden
+
+    def _cut(self, tiling: Tiling, regions: Sequence[Region], golden: DecodedImage | None, shift: int) -> ViewSet:
+        started = time.perf_counter()
+        image = self.image
+        placed = place_regions(regions, image.width, image.height)
+        parts = plan_region_views(placed, tiling) if placed else [plan_views(image.width, image.height, tiling)]
+        sample = None
+        if golden is not None:
+            if shift not in self._aligned:
+                moved = align_reference(image.pixels, golden.pixels, shift) if shift else golden.pixels
+                self._aligned[shift] = moved
+            sample = self._aligned[shift]
+        shown: list[np.ndarray] = []
+        contrasts: list[float] = []
+        copies = 4 if tiling.mirrored else 1
+        for part in parts:
+            seen = [render_view(image.pixels, view, sample) for view in part]
+            # With a golden sample a uniform frame is no riddle: it differs from the sample or is as uniform.
+            contrasts.append(255.0 if sample is not None else float(np.stack(seen)[..., 0].std()))
+            shown += [copy for pixels in seen for copy in mirror_images(pixels)] if tiling.mirrored else seen
+        return ViewSet(
+            parts=parts,
+            regions=placed,
+            patches=patchify(np.stack(shown)),
+            copies=copies,
+            contrasts=contrasts,
+            reference_used=golden is not None,
+            preprocess_ms=elapsed_ms(started),
+        )
 
 
 @dataclass
@@ -45,16 +186,11 @@ class Prepared:
 
     job: InspectionJob
     image: DecodedImage
-    plan: list[View]
-    patches: np.ndarray  # uint8 [views * copies, 256, 768]; several prompts on a frame share it
+    views: ViewSet
     prompt: Prompt
-    reference_used: bool
     began: float
     decode_ms: float
-    preprocess_ms: float
     result_id: str = field(default_factory=new_result_id)
-    contrast: float = 255.0  # standard deviation of the views' grey levels
-    copies: int = 1  # each view is seen once, or in its four mirror images; the first copy is the view itself
     all_rows: list[Row] = field(default_factory=list)  # [views * copies], view by view
     all_evidence: np.ndarray | None = None  # [views * copies, 256, 1 + labels + 4]
     all_presence: np.ndarray | None = None  # [views * copies, labels + 1]
@@ -66,13 +202,24 @@ class Prepared:
     generate_ms: float = 0.0
 
     @property
+    def plan(self) -> list[View]:
+        return self.views.plan
+
+    @property
+    def copies(self) -> int:
+        return self.views.copies
+
+    @property
     def rows(self) -> list[Row]:
         """The answer on each view."""
         return self.all_rows[:: self.copies]
 
     @property
     def evidence(self) -> np.ndarray | None:
-        return None if self.all_evidence is None else self.all_evidence[:: self.copies]
+        """[views, 256, 1 + labels + 4], the mean over mirror images."""
+        if self.all_evidence is None or self.copies == 1:
+            return self.all_evidence
+        return mirrored_mean(self.all_evidence.reshape(-1, self.copies, *self.all_evidence.shape[1:]))
 
     @property
     def worst(self) -> int:
@@ -86,44 +233,28 @@ def elapsed_ms(since: float) -> float:
 
 
 def prepare(job: InspectionJob, limits: ImageLimits, prompt: Prompt | None = None, *, whole: bool = False) -> Prepared:
-    """Decodes the job's images and renders its views; `prompt` None is the one of the recipe's task.
+    """Decodes the job's images and renders its views; the arguments and errors of `prepare_on`."""
+    frame = LoadedFrame(job.image, job.reference, limits)
+    item = prepare_on(frame, job, prompt, whole=whole)
+    frame.verify()
+    return item
+
+
+def prepare_on(
+    frame: LoadedFrame, job: InspectionJob, prompt: Prompt | None = None, *, whole: bool = False
+) -> Prepared:
+    """One prompt on a frame; None is the one of the recipe's task.
 
     whole: one plain view of the whole frame, whatever the recipe's tiling. Raises AuroraEdgeError for input that cannot
     be inspected.
     """
-    began = time.perf_counter()
     recipe = job.recipe
-    image = decode_image(job.image, limits)
-    golden = None
-    if recipe.golden_reference == "required" and job.reference is None:
-        raise ReferenceRequiredError(f"Recipe '{recipe.id}' compares with a golden sample.", field="reference")
-    if job.reference is not None and job.compares:
-        golden = decode_image(job.reference, limits, field="reference").pixels
-        check_reference(image.pixels, golden)
-    decode_ms = elapsed_ms(began)
-    started = time.perf_counter()
-    plan = [View(0, 0, image.width, image.height)] if whole else plan_views(image.width, image.height, recipe.tiling)
-    shown = [render_view(image.pixels, view, golden) for view in plan]
-    if recipe.tiling.mirrored and not whole:
-        shown = [copy for pixels in shown for copy in mirror_images(pixels)]
-    stacked = np.stack(shown)
-    patches = patchify(stacked)
+    views = frame.views(recipe, job.regions, whole=whole)
     if prompt is None:
         kind = PromptKind.CLASSIFY if recipe.task == "classify" else PromptKind.INSPECT
-        prompt = build_prompt(kind, recipe.label_names, reference=golden is not None)
+        prompt = build_prompt(kind, recipe.label_names, reference=views.reference_used)
     return Prepared(
-        job=job,
-        image=image,
-        plan=plan,
-        patches=patches,
-        prompt=prompt,
-        reference_used=golden is not None,
-        # With a golden sample a uniform frame is no riddle: it differs from the sample or is as uniform.
-        contrast=255.0 if golden is not None else float(stacked[..., 0].std()),
-        copies=len(shown) // len(plan),
-        began=began,
-        decode_ms=decode_ms,
-        preprocess_ms=elapsed_ms(started),
+        job=job, image=frame.image, views=views, prompt=prompt, began=frame.began, decode_ms=frame.decode_ms
     )
 
 
@@ -132,10 +263,11 @@ def in_batches(items: Sequence[Prepared], max_views: int = MAX_VIEWS) -> Iterato
     batch: list[Prepared] = []
     views = 0
     for item in items:
-        if batch and views + len(item.patches) > max_views:
+        count = len(item.views.patches)
+        if batch and views + count > max_views:
             yield batch
             batch, views = [], 0
         batch.append(item)
-        views += len(item.patches)
+        views += count
     if batch:
         yield batch

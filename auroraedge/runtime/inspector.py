@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -21,11 +20,22 @@ from auroraedge.inspection.results import (
     Defect,
     GeneratedToken,
     InspectionResult,
+    Region,
     RequestInfo,
-    new_result_id,
 )
 from auroraedge.runtime.engine import Calibration, Encoded, EngineInfo, EnginePackage
-from auroraedge.runtime.frames import ImageSource, InspectionJob, Prepared, elapsed_ms, in_batches, prepare
+from auroraedge.runtime.frames import (
+    FrameItem,
+    ImageSource,
+    InspectionJob,
+    LoadedFrame,
+    Prepared,
+    ViewSet,
+    elapsed_ms,
+    in_batches,
+    prepare,
+    prepare_on,
+)
 from auroraedge.runtime.generation import Row, SharedPrefix, generate, share_prefix, stream
 from auroraedge.runtime.outcome import Outcome
 
@@ -85,9 +95,10 @@ class Inspector:
         reference: ImageSource | None = None,
         request: RequestInfo | None = None,
         image_name: str = "",
+        regions: Sequence[Region] = (),
         on_verdict: Callable[[InspectionResult], None] | None = None,
     ) -> InspectionResult:
-        """The verdict on one frame and the defects behind it.
+        """The verdict on one frame, or on `regions` of it, and the defects behind it.
 
         on_verdict gets a partial result (no defects yet) as soon as OK/NG is known, at the end of prefill. Raises
         AuroraEdgeError for input that cannot be inspected: a failure is never reported as OK.
@@ -98,6 +109,7 @@ class Inspector:
             reference=reference,
             request=request or RequestInfo(),
             image_name=image_name,
+            regions=tuple(regions),
         )
         item = prepare(job, self._limits)
         self._run([item], on_verdict=on_verdict)
@@ -136,9 +148,10 @@ class Inspector:
         *,
         reference: ImageSource | None = None,
         request: RequestInfo | None = None,
+        regions: Sequence[Region] = (),
     ) -> Answer:
         """The answer to a prompt about a frame: exists, count, locate, describe, classify, inspect, or free text."""
-        return self.ask_all(image, [prompt], recipe, reference=reference, request=request)[0]
+        return self.ask_all(image, [prompt], recipe, reference=reference, request=request, regions=regions)[0]
 
     def ask_all(
         self,
@@ -148,24 +161,80 @@ class Inspector:
         *,
         reference: ImageSource | None = None,
         request: RequestInfo | None = None,
+        regions: Sequence[Region] = (),
     ) -> list[Answer]:
         """The answers to several prompts about one frame, which is encoded once for all of them.
 
-        The timings of each answer are those of the whole call.
+        The timings of each answer are those of the whole call. Raises the first prompt's error.
         """
-        job = InspectionJob(image=image, recipe=recipe, reference=reference, request=request or RequestInfo())
-        asked = [self._as_prompt(prompt, job) for prompt in prompts]
-        frames: dict[bool, Prepared] = {}
-        items = []
-        for prompt in asked:
-            # A free prompt is about the frame as a whole, and has no verdict that mirror images could make surer.
-            whole = prompt.kind is PromptKind.FREE
-            if whole not in frames:
-                frames[whole] = prepare(job, self._limits, prompt, whole=whole)
-            items.append(replace(frames[whole], prompt=self._put(prompt, job), result_id=new_result_id(), found={}))
-        for batch in in_batches(items, _MAX_ROWS):
-            self._run(batch)
-        return [self._outcome.answer(item, prompt) for item, prompt in zip(items, asked, strict=True)]
+        items = [FrameItem(recipe=recipe, prompt=prompt, regions=tuple(regions)) for prompt in prompts]
+        answers: list[Answer] = []
+        for outcome in self.inspect_many(image, items, reference=reference, request=request):
+            if isinstance(outcome, AuroraEdgeError):
+                raise outcome
+            assert isinstance(outcome, Answer)
+            answers.append(outcome)
+        return answers
+
+    def inspect_many(
+        self,
+        image: ImageSource,
+        items: Sequence[FrameItem],
+        *,
+        reference: ImageSource | None = None,
+        request: RequestInfo | None = None,
+        image_name: str = "",
+    ) -> list[InspectionResult | Answer | AuroraEdgeError]:
+        """Several recipes and prompts on one frame: decoded once, and each distinct set of views encoded once.
+
+        The outcomes are in the order of the items: a result, an answer where the item has a prompt, or the item's own
+        error. The timings of each are those of the whole call. Raises AuroraEdgeError for a frame that cannot be used.
+        """
+        if not items:
+            return []
+        frame = LoadedFrame(image, reference, self._limits)
+        outcomes: dict[int, InspectionResult | Answer | AuroraEdgeError] = {}
+        prepared: list[Prepared] = []
+        asked: dict[str, tuple[int, Prompt | None]] = {}
+        for index, wanted in enumerate(items):
+            job = InspectionJob(
+                image=frame.image,
+                recipe=wanted.recipe,
+                reference=reference,
+                request=wanted.request or request or RequestInfo(),
+                image_name=image_name,
+                regions=wanted.regions,
+            )
+            try:
+                prompt = None if wanted.prompt is None else self._as_prompt(wanted.prompt, job)
+                # A free prompt is about the frame as a whole, and has no verdict that mirror images could make surer.
+                whole = prompt is not None and prompt.kind is PromptKind.FREE
+                item = prepare_on(frame, job, None if prompt is None else self._put(prompt, job), whole=whole)
+            except AuroraEdgeError as error:
+                outcomes[index] = error
+                continue
+            prepared.append(item)
+            asked[item.result_id] = index, prompt
+        frame.verify()
+        for batch in in_batches(prepared, _MAX_ROWS):
+            for item, outcome in zip(batch, self._outcomes(batch, asked), strict=True):
+                outcomes[asked[item.result_id][0]] = outcome
+        return [outcomes[index] for index in range(len(items))]
+
+    def _outcomes(
+        self, items: list[Prepared], asked: dict[str, tuple[int, Prompt | None]]
+    ) -> list[InspectionResult | Answer | AuroraEdgeError]:
+        try:
+            self._run(items, keep=True)
+            prompts = [asked[item.result_id][1] for item in items]
+            return [
+                self._outcome.result(item) if prompt is None else self._outcome.answer(item, prompt)
+                for item, prompt in zip(items, prompts, strict=True)
+            ]
+        except AuroraEdgeError as error:
+            if len(items) == 1:
+                return [error]
+            return [outcome for item in items for outcome in self._outcomes([item], asked)]
 
     def generate(
         self,
@@ -217,10 +286,16 @@ class Inspector:
             return asked
         return build_prompt(PromptKind.LOCATE, asked.labels, asked.target, reference=job.compares)
 
-    def _run(self, items: Sequence[Prepared], *, on_verdict: Callable[[InspectionResult], None] | None = None) -> None:
+    def _run(
+        self,
+        items: Sequence[Prepared],
+        *,
+        keep: bool = False,
+        on_verdict: Callable[[InspectionResult], None] | None = None,
+    ) -> None:
         if not items:
             return
-        shared = self._encode(items)
+        shared = self._encode(items, keep=keep)
         started = time.perf_counter()
         known = started
 
@@ -239,22 +314,22 @@ class Inspector:
         for item in items:
             item.generate_ms = elapsed_ms(known)
 
-    def _encode(self, items: Sequence[Prepared]) -> SharedPrefix | None:
-        """Vision and fusion: fills the rows of every item. Each frame is encoded once, whatever its prompts.
+    def _encode(self, items: Sequence[Prepared], *, keep: bool = False) -> SharedPrefix | None:
+        """Vision and fusion: fills the rows of every item. Each set of views is encoded once, whatever its prompts.
 
-        Returns the keys and values of the compressed tokens when several prompts continue them.
+        keep: also for later batches. Returns the keys and values of the compressed tokens when several prompts continue
+        them.
         """
         package = self._package
         started = time.perf_counter()
-        parts = {id(item.patches): item.patches for item in items}
-        sizes = [len(patches) for patches in parts.values()]
-        first = dict(zip(parts, np.cumsum([0, *sizes]).tolist(), strict=False))
-        arrays = list(parts.values())
-        encoded = package.encode(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+        sets = list({id(item.views): item.views for item in items}.values())
+        starts = np.cumsum([0, *(len(views.patches) for views in sets)]).tolist()
+        first = {id(views): start for views, start in zip(sets, starts, strict=False)}
+        encoded = self._encoded(sets, keep=keep)
         vision_ms = elapsed_ms(started)
         started = time.perf_counter()
-        places = [range(first[id(item.patches)], first[id(item.patches)] + len(item.patches)) for item in items]
-        shared = share_prefix(package, encoded.compressed) if len(parts) < len(items) else None
+        places = [range(first[id(item.views)], first[id(item.views)] + len(item.views.patches)) for item in items]
+        shared = share_prefix(package, encoded.compressed) if len(sets) < len(items) else None
         for item, place in zip(items, places, strict=True):
             if encoded.evidence is not None and encoded.presence is not None:
                 views = slice(place.start, place.stop)
@@ -279,6 +354,22 @@ class Inspector:
         for item in items:
             item.vision_ms, item.prefill_ms = vision_ms, prefill_ms
         return shared
+
+    def _encoded(self, sets: Sequence[ViewSet], *, keep: bool) -> Encoded:
+        """What the encoder says of all the views, those of the first set first."""
+        fresh = [views for views in sets if views.encoded is None]
+        encoded = None
+        if fresh:
+            arrays = [views.patches for views in fresh]
+            encoded = self._package.encode(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+            if not keep and len(fresh) == len(sets):
+                return encoded
+            done = 0
+            for views in fresh:
+                views.encoded = encoded.part(done, done + len(views.patches))
+                done += len(views.patches)
+        known = [views.encoded for views in sets if views.encoded is not None]
+        return encoded if encoded is not None and len(fresh) == len(sets) else Encoded.joined(known)
 
     def _fuse(self, items: Sequence[Prepared], places: Sequence[range], encoded: Encoded) -> dict[str, np.ndarray]:
         """F [views, t, D] by result id. Frames with the same prompt go through the fusion together."""

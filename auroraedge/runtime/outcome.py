@@ -12,13 +12,14 @@ from auroraedge.errors import EngineError
 from auroraedge.inspection.grammar import ParsedItem
 from auroraedge.inspection.grounding import evidence_items, item_tokens
 from auroraedge.inspection.prompts import Prompt, PromptKind
-from auroraedge.inspection.results import Answer, Defect, InspectionResult, StageTimings, Verdict
+from auroraedge.inspection.results import Answer, Box, Defect, InspectionResult, RegionVerdict, StageTimings, Verdict
 from auroraedge.inspection.views import merge_defects
 from auroraedge.runtime.engine import EnginePackage, RecipeCalibration
 from auroraedge.runtime.frames import Prepared, elapsed_ms
 
 # Standard deviation in grey levels below which a frame shows no part. The flattest real strip has 2.6.
 LEAST_CONTRAST = 1.5
+_WORSE = (Verdict.OK, Verdict.REVIEW, Verdict.NG)
 
 
 def _sigmoid(x: float) -> float:
@@ -80,16 +81,31 @@ class Outcome:
     # -- figures ---------------------------------------------------------------------------------------------------
 
     def features(self, item: Prepared) -> dict[str, float]:
-        """What P(NG) is computed from (see RecipeCalibration), means over mirror images, the largest over views."""
+        """What P(NG) is computed from (see RecipeCalibration), the largest over views."""
+        return {name: float(x.max()) for name, x in self._view_features(item).items()}
+
+    def _view_features(self, item: Prepared) -> dict[str, np.ndarray]:
+        """[views] each, means over mirror images."""
         values = {"verdict": np.array([row.verdict_logit for row in item.all_rows])}
         if item.all_evidence is not None and item.all_presence is not None:
             values |= {"evidence": item.all_evidence[..., 0].max(axis=1), "presence": item.all_presence[:, -1]}
-        return {name: float(x.reshape(-1, item.copies).mean(axis=1).max()) for name, x in values.items()}
+        return {name: x.reshape(-1, item.copies).mean(axis=1) for name, x in values.items()}
+
+    def _probabilities(self, item: Prepared) -> list[float]:
+        """P(NG) of each region of interest; of the whole frame where there are none."""
+        values = self._view_features(item)
+        return [
+            self._probability(item, {name: float(x[part].max()) for name, x in values.items()})
+            for part in item.views.slices
+        ]
 
     def ng_probability(self, item: Prepared) -> float:
-        """Calibrated P(NG) of the frame. A prompt about one label is answered by the verdict token alone."""
+        """Calibrated P(NG) of the frame, which is that of its worst region."""
+        return max(self._probabilities(item))
+
+    def _probability(self, item: Prepared, features: dict[str, float]) -> float:
+        """A prompt about one label is answered by the verdict token alone."""
         calibration = self._calibration(item)
-        features = self.features(item)
         if item.prompt.target is not None:
             score = features["verdict"]
         else:
@@ -99,12 +115,28 @@ class Outcome:
         return _sigmoid(score)
 
     def verdict(self, item: Prepared) -> Verdict:
-        """By the recipe's thresholds on P(NG). A frame that shows nothing is never OK: a person must look."""
-        probability, thresholds = self.ng_probability(item), item.job.recipe.thresholds
-        if probability >= thresholds.ng_above:
-            return Verdict.NG
-        clear = probability < thresholds.ok_below and item.contrast >= LEAST_CONTRAST
-        return Verdict.OK if clear else Verdict.REVIEW
+        """By the recipe's thresholds on P(NG); of several regions the worst one's."""
+        return max(self._verdicts(item), key=_WORSE.index)
+
+    def _verdicts(self, item: Prepared) -> list[Verdict]:
+        """Of each region. One that shows nothing is never OK: a person must look."""
+        thresholds = item.job.recipe.thresholds
+        verdicts = []
+        for probability, contrast in zip(self._probabilities(item), item.views.contrasts, strict=True):
+            if probability >= thresholds.ng_above:
+                verdicts.append(Verdict.NG)
+            else:
+                clear = probability < thresholds.ok_below and contrast >= LEAST_CONTRAST
+                verdicts.append(Verdict.OK if clear else Verdict.REVIEW)
+        return verdicts
+
+    def _region_verdicts(self, item: Prepared) -> tuple[RegionVerdict, ...]:
+        views = item.views
+        found = zip(views.regions, self._verdicts(item), self._probabilities(item), views.parts, strict=False)
+        return tuple(
+            RegionVerdict(region=region, verdict=verdict, ng_probability=probability, views=len(part))
+            for region, verdict, probability, part in found
+        )
 
     def _raw_items(self, item: Prepared, view: int) -> Sequence[ParsedItem]:
         """The defects of one view as the model gives them; read off a finished answer only."""
@@ -131,11 +163,21 @@ class Outcome:
         return [replace(part, confidence=_calibrated_confidence(part.confidence, calibration)) for part in found]
 
     def _defect(self, item: Prepared, view: int, part: ParsedItem) -> Defect:
+        box = item.plan[view].to_source(part.box, item.image.width, item.image.height)
+        region = item.views.region_of(view)
+        if region is not None:
+            box = Box(
+                x1=max(box.x1, region.x),
+                y1=max(box.y1, region.y),
+                x2=min(box.x2, region.x + region.width),
+                y2=min(box.y2, region.y + region.height),
+            )
         return Defect(
             label=part.label,
             severity=item.job.recipe.label(part.label).severity,
-            box=item.plan[view].to_source(part.box, item.image.width, item.image.height),
+            box=box,
             confidence=part.confidence,
+            region="" if region is None else region.name,
         )
 
     def raw_defects(self, item: Prepared) -> list[Defect]:
@@ -167,7 +209,7 @@ class Outcome:
     def _timings(self, item: Prepared) -> StageTimings:
         return StageTimings(
             decode_ms=item.decode_ms,
-            preprocess_ms=item.preprocess_ms,
+            preprocess_ms=item.views.preprocess_ms,
             vision_ms=item.vision_ms,
             prefill_ms=item.prefill_ms,
             verdict_ms=item.verdict_ms,
@@ -191,8 +233,9 @@ class Outcome:
             if item.prompt.kind is PromptKind.CLASSIFY:
                 answer = item.rows[item.worst].parsed()
                 label, class_probability = answer.label, answer.label_confidence
-        if item.contrast < LEAST_CONTRAST:
-            warnings = (*warnings, "The frame is almost uniform: is the light on and the lens uncovered?")
+        if min(item.views.contrasts) < LEAST_CONTRAST:
+            what = "A region" if item.views.regions else "The frame"
+            warnings = (*warnings, f"{what} is almost uniform: is the light on and the lens uncovered?")
         return InspectionResult(
             result_id=item.result_id,
             request=item.job.request,
@@ -213,11 +256,12 @@ class Outcome:
             image_width=item.image.width,
             image_height=item.image.height,
             image_name=item.job.image_name,
-            reference_used=item.reference_used,
+            reference_used=item.views.reference_used,
             views=len(item.plan),
             is_partial=partial,
             timings=self._timings(item),
             warnings=warnings,
+            regions=self._region_verdicts(item),
         )
 
     def answer(self, item: Prepared, asked: Prompt) -> Answer:
@@ -247,8 +291,13 @@ class Outcome:
             timings=self._timings(item),
             request=item.job.request,
             recipe_id=item.job.recipe.id,
+            recipe_version=item.job.recipe.version,
+            recipe_sha256=item.job.recipe.sha256,
             model_id=info.model_id,
             engine_sha256=info.engine_sha256,
+            image_sha256=item.image.sha256,
+            image_width=item.image.width,
+            image_height=item.image.height,
         )
 
 
