@@ -17,6 +17,10 @@ class AuroraEdgeConfig(PretrainedConfig):
     the token axis, fusion: 'combined' (cross-attention and decoder layers), 'cross' or 'none', fusion_layers: decoder
     layers of the combined fusion (1 in the paper). grounding_labels: the defects that the grounding head names; without
     any there is no such head (it is ours, not the paper's).
+
+    compression: 'mlp', or 'none' for a decoder that reads all visual tokens, normalised (num_compressed is then their
+    number). frames: views of one part that are read together, each with its own compressed tokens; frame_embedding:
+    whether a learned vector tells them apart. All three are for experiments (docs/experiments.md).
     """
 
     model_type = "auroraedge"
@@ -32,22 +36,36 @@ class AuroraEdgeConfig(PretrainedConfig):
         fusion_layers: int = 1,
         grounding_labels: Sequence[str] = (),
         preset: str = "",
+        compression: str = "mlp",
+        frames: int = 1,
+        frame_embedding: bool = True,
         **kwargs: Any,
     ) -> None:
         if fusion not in ("combined", "cross", "none"):
             raise ValueError(f"fusion must be 'combined', 'cross' or 'none', not {fusion!r}")
+        if compression not in ("mlp", "none"):
+            raise ValueError(f"compression must be 'mlp' or 'none', not {compression!r}")
+        if frames < 1:
+            raise ValueError(f"frames must be 1 or more, not {frames}")
         if isinstance(vision_config, dict):
             vision_config = Siglip2VisionConfig(**vision_config)
         if isinstance(text_config, dict):
             text_config = Qwen2Config(**text_config)
         self.vision_config = vision_config or Siglip2VisionConfig(vision_use_head=False)
         self.text_config = text_config or Qwen2Config()
+        if compression == "none" and num_compressed != self.vision_config.num_patches:
+            raise ValueError(
+                f"without compression the decoder reads {self.vision_config.num_patches} tokens, not {num_compressed}"
+            )
         self.num_compressed = num_compressed
         self.compressor_hidden = compressor_hidden
         self.fusion = fusion
         self.fusion_layers = fusion_layers
         self.grounding_labels = list(grounding_labels)
         self.preset = preset
+        self.compression = compression
+        self.frames = frames
+        self.frame_embedding = frame_embedding
         kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
         super().__init__(**kwargs)
 

@@ -64,7 +64,7 @@ class Compressor(nn.Module):
         nn.init.normal_(self.w2, std=std)
         nn.init.zeros_(self.b1)
         nn.init.zeros_(self.b2)
-        pool = _block_pool(self.patches, self.tokens)
+        pool = block_pool(self.patches, self.tokens)
         if pool is None or 2 * self.tokens > self.hidden:
             return
         c = self.tokens
@@ -77,7 +77,18 @@ class Compressor(nn.Module):
         return ops.compress(visual_BND, mask_BN, norm.weight, norm.variance_epsilon, self.w1, self.b1, self.w2, self.b2)
 
 
-def _block_pool(patches: int, tokens: int) -> torch.Tensor | None:
+class Uncompressed(nn.Module):
+    """In the compressor's place: the decoder reads all N visual tokens, normalised as the compressor's input is."""
+
+    def __init__(self, config: AuroraEdgeConfig) -> None:
+        super().__init__()
+        self.norm = Qwen2RMSNorm(config.text_config.hidden_size, eps=config.text_config.rms_norm_eps)
+
+    def forward(self, visual_BND: torch.Tensor, mask_BN: torch.Tensor) -> torch.Tensor:
+        return self.norm(visual_BND) * mask_BN[..., None].to(visual_BND.dtype)
+
+
+def block_pool(patches: int, tokens: int) -> torch.Tensor | None:
     """[tokens, patches] average over equal blocks of a square grid, or None when the sizes do not divide."""
     side = round(patches**0.5)
     rows = 1 << ((tokens.bit_length() - 1) // 2)
@@ -128,25 +139,41 @@ class Fusion(nn.Module):
         super().__init__()
         layers = config.fusion_layers if config.fusion == "combined" else 0
         self.cross = CrossAttention(config) if config.fusion != "none" else None
-        self.layers = nn.ModuleList(Qwen2DecoderLayer(config.text_config, layer_idx=i) for i in range(layers))
+        # The index picks a layer's kind of attention, of which the decoder has no more entries than layers.
+        last = config.text_config.num_hidden_layers - 1
+        self.layers = nn.ModuleList(
+            Qwen2DecoderLayer(config.text_config, layer_idx=min(i, last)) for i in range(layers)
+        )
         self.rotary = Qwen2RotaryEmbedding(config=config.text_config) if layers else None
 
     def forward(
-        self, text_BtD: torch.Tensor, visual_BND: torch.Tensor, patch_mask_BN: torch.Tensor, text_mask_Bt: torch.Tensor
+        self,
+        text_BtD: torch.Tensor,
+        visual_BND: torch.Tensor,
+        patch_mask_BN: torch.Tensor,
+        text_mask_Bt: torch.Tensor,
+        seen_Btt: torch.Tensor | None = None,
+        position_Bt: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """text_mask: 1 real, 0 padded (left or right). The output at padded places has no meaning."""
+        """text_mask: 1 real, 0 padded (left or right). The output at padded places has no meaning.
+
+        seen: which place [B, t, t] a place attends to (1 or 0, never none), with its position, where several prompts
+        stand in one row; without it, the row is one causal prompt.
+        """
         if self.cross is None:
             return text_BtD
         fused = self.cross(text_BtD, visual_BND, patch_mask_BN)
         if self.rotary is None:
             return fused
-        t = fused.shape[1]
-        causal_tt = torch.ones(t, t, dtype=fused.dtype, device=fused.device).tril()
-        # A padded row may see itself: a row without any place to look would be NaN.
-        seen_Btt = causal_tt * text_mask_Bt[:, None, :].to(fused.dtype)
-        seen_Btt = torch.maximum(seen_Btt, torch.eye(t, dtype=fused.dtype, device=fused.device))
+        if seen_Btt is None:
+            t = fused.shape[1]
+            causal_tt = torch.ones(t, t, dtype=fused.dtype, device=fused.device).tril()
+            # A padded row may see itself: a row without any place to look would be NaN.
+            seen_Btt = causal_tt * text_mask_Bt[:, None, :].to(fused.dtype)
+            seen_Btt = torch.maximum(seen_Btt, torch.eye(t, dtype=fused.dtype, device=fused.device))
         bias_B1tt = ((1.0 - seen_Btt) * torch.finfo(torch.float16).min)[:, None]
-        position_Bt = (text_mask_Bt.long().cumsum(-1) - 1).clamp(min=0)
+        if position_Bt is None:
+            position_Bt = (text_mask_Bt.long().cumsum(-1) - 1).clamp(min=0)
         rotary = self.rotary(fused, position_Bt)
         for layer in self.layers:
             fused = layer(fused, attention_mask=bias_B1tt, position_ids=position_Bt, position_embeddings=rotary)
@@ -198,10 +225,12 @@ class AuroraEdgeForConditionalGeneration(PreTrainedModel):
         super().__init__(config)
         self.vision_model = Siglip2VisionModel(config.vision_config)
         self.projector = Projector(config)
-        self.compressor = Compressor(config)
+        self.compressor = Compressor(config) if config.compression == "mlp" else Uncompressed(config)
         self.fusion = Fusion(config)
         self.language_model = Qwen2ForCausalLM(config.text_config)
         self.grounding = GroundingHead(config) if config.grounding_labels else None
+        told_apart = config.frames > 1 and config.frame_embedding
+        self.frame_embedding = nn.Embedding(config.frames, config.text_config.hidden_size) if told_apart else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -229,7 +258,8 @@ class AuroraEdgeForConditionalGeneration(PreTrainedModel):
         """What depends on the frame alone: (V [B, N, D], C [B, 64, D], mask [B, N]).
 
         pixel_values [B, N, 768] in -1..1, mask [B, N] (1 real, 0 padded), spatial_shapes [B, 2] (rows, columns of
-        patches). Without mask and shapes the views are full square grids.
+        patches). Without mask and shapes the views are full square grids. A model of several frames takes B * frames
+        views, those of one part one after the other, and returns their tokens side by side: see `connect`.
         """
         batch, patches = pixel_values.shape[:2]
         if pixel_attention_mask is None:
@@ -240,8 +270,26 @@ class AuroraEdgeForConditionalGeneration(PreTrainedModel):
         features_BNE = self.vision_model(
             pixel_values=pixel_values, pixel_attention_mask=pixel_attention_mask.long(), spatial_shapes=spatial_shapes
         ).last_hidden_state
+        return self.connect(features_BNE, pixel_attention_mask)
+
+    def connect(
+        self, features_BNE: torch.Tensor, mask_BN: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """V, C and mask of what the encoder sees.
+
+        With several frames the views [B * frames, N, E] become V [B, frames * N, D] and C [B, frames * C, D], and the
+        embedding of the frame is added to both.
+        """
         visual_BND = self.projector(features_BNE)
-        return visual_BND, self.compressor(visual_BND, pixel_attention_mask), pixel_attention_mask
+        compressed_BCD = self.compressor(visual_BND, mask_BN)
+        frames = self.config.frames
+        if frames == 1:
+            return visual_BND, compressed_BCD, mask_BN
+        visual, compressed = (x.unflatten(0, (-1, frames)) for x in (visual_BND, compressed_BCD))
+        if self.frame_embedding is not None:
+            which_F1D = self.frame_embedding.weight[:, None]
+            visual, compressed = visual + which_F1D, compressed + which_F1D
+        return visual.flatten(1, 2), compressed.flatten(1, 2), mask_BN.unflatten(0, (-1, frames)).flatten(1, 2)
 
     def fuse(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, visual_BND: torch.Tensor, patch_mask: torch.Tensor
@@ -325,6 +373,6 @@ class AuroraEdgeForConditionalGeneration(PreTrainedModel):
 def parameter_counts(model: AuroraEdgeForConditionalGeneration) -> dict[str, int]:
     """Parameters per part; a tied LM head counts once, under the decoder."""
     parts = ["vision_model", "projector", "compressor", "fusion", "language_model"]
-    parts += ["grounding"] if model.grounding is not None else []
+    parts += [part for part in ("grounding", "frame_embedding") if getattr(model, part) is not None]
     counts = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in parts}
     return {**counts, "total": sum(counts.values())}

@@ -16,7 +16,7 @@ ALLOWED = {
     "ops": set(),
     "model": {"ops"},
     "data": {"model", "ops"},
-    "train": {"data", "model", "ops"},
+    "train": {"data", "evaluate", "model", "ops", "runtime"},
     "evaluate": {"data", "runtime"},
     "runtime": set(),
     "store": {"runtime"},
