@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--decoder", help="decoder backend, one that --list shows for the target")
     parser.add_argument("--calibration", type=Path, metavar="PACK", help="dataset whose train splits calibrate as well")
     parser.add_argument("--views", type=int, default=96, help="calibration views (default: 96)")
-    parser.add_argument("--workspace", type=Path, help="folder of a GPU build's steps (default: build/MODEL-TARGET)")
+    parser.add_argument("--workspace", type=Path, help="folder of the build's steps (default: build/MODEL-TARGET)")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted build in the workspace")
     parser.add_argument("--method", default="percentile", choices=("max", "percentile", "entropy"), help="input ranges")
     parser.add_argument(
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "--simulate", action="store_true", help="a package for this CPU that rounds as the GPU engine will, to score it"
     )
     parser.add_argument(
-        "--random-weights", action="store_true", help="compile the preset --model with random weights, to measure"
+        "--random-weights", action="store_true", help="build the preset --model with random weights, to measure"
     )
     parser.add_argument(
         "--kernel-packs", type=Path, metavar="DIR", help="of kernels.pack: its kernels as plug-ins, where TensorRT can"
@@ -69,6 +69,20 @@ def _parser() -> argparse.ArgumentParser:
 def _build(target: Target, options: argparse.Namespace, out: Path, console: Console) -> EngineManifest | None:
     """The published package; None where only the compiler was measured. torch is needed from here on."""
     if target.kind == "cpu":
+        from engine_build import cpu_large
+
+        random = options.random_weights
+        if precision := cpu_large.precision_for(target, options.precision, options.model, random_weights=random):
+            return cpu_large.build_large_engine(
+                target,
+                cpu_large.source_of(options.model, random_weights=random),
+                out,
+                precision=precision,
+                workspace=options.workspace or ROOT / "build" / f"{Path(options.model).name}-{precision}-{target.name}",
+                resume=options.resume,
+                pack=options.calibration,
+                console=console,
+            )
         from engine_build.steps import build_engine
 
         return build_engine(

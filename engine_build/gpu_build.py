@@ -21,7 +21,6 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from auroraedge.config import PRESETS
 from auroraedge.errors import EngineError
 from auroraedge.inspection.tokenizer import InspectionTokenizer
 from auroraedge.manifest import (
@@ -34,7 +33,7 @@ from auroraedge.manifest import (
     ShapeProfile,
     publish_package,
 )
-from auroraedge.model import AuroraEdgeConfig, AuroraEdgeForConditionalGeneration
+from auroraedge.model import AuroraEdgeForConditionalGeneration
 from auroraedge.runtime.session import OrtSession
 from calib.frames import CalibrationSet, calibration_set
 from calib.ranges import Method, Ranges, measure_ranges
@@ -57,6 +56,7 @@ from engine_build.parity import engine_outputs, stage_parity, torch_outputs
 from engine_build.plan import choose_compiler
 from engine_build.targets import GRAPHS, Target
 from engine_build.tensorrt_compiler import CompiledGraph, CompileSettings, compile_graph
+from engine_build.weight_source import random_source
 from kernels.plugins import Packs, choose_together
 from kernels.plugins import register as register_plugins
 
@@ -272,25 +272,13 @@ def _load(model: AuroraEdgeForConditionalGeneration, state: Mapping[str, np.ndar
 
 def _random(build: GpuBuild) -> Prepared:
     """Distinct random weights of a preset, made one by one when they are written: no memory for the whole model."""
-    if build.model not in PRESETS:
-        raise EngineError("Random weights need a preset.", field="--model", remedy=f"One of {', '.join(PRESETS)}.")
-    config = AuroraEdgeConfig.from_preset(build.model)
-    with torch.device("meta"):
-        shapes = {
-            name: tuple(tensor.shape)
-            for name, tensor in AuroraEdgeForConditionalGeneration(config).state_dict().items()
-        }
-
-    def weights(name: str) -> np.ndarray:
-        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little"))
-        values = rng.standard_normal(shapes[name], dtype=np.float32) * np.float32(0.02)
-        return values + np.float32(1.0) if "norm" in name and name.endswith("weight") else values
+    source = random_source(build.model)
 
     class _Same(dict):
         def get(self, _: str, default: float | None = None) -> float:
             return _RANDOM_RANGE
 
-    return Prepared(shape=ModelShape.of(config), weights=weights, activation=_Same())
+    return Prepared(shape=ModelShape.of(source.config), weights=source.weights, activation=_Same())
 
 
 def profiles(shape: ModelShape, target: Target, cache: Cache) -> dict[str, dict[str, ShapeProfile]]:

@@ -91,7 +91,7 @@ class GraphOptions:
     baked_grid: the position table of a full square grid lies in the vision graph and there is no patch mask; without
     it both are inputs, and NaFlex views of any aspect ratio work. places: length of a cache in place. external: weights
     beside the graph, not in it. kernels: "nodes" for the ops of kernels.plugins with their meaning as functions,
-    "plugins" the same for TensorRT's plug-ins; "" writes plain operators.
+    "plugins" the same for TensorRT's plug-ins; "" writes plain operators. network: writes the nodes.
     """
 
     dtype: str = "float16"
@@ -101,12 +101,13 @@ class GraphOptions:
     lm_head_parts: int = 1
     external: bool = False
     kernels: Literal["", "nodes", "plugins"] = ""
+    network: type[Network] = Network
 
 
 def _network(name: str, path: Path, options: GraphOptions, precisions: Precisions, opset: int) -> Network:
     external = path.with_suffix(".onnx.data") if options.external else None
     opset = max(opset, 21) if precisions.name == "int4" else opset
-    net = Network(name, dtype=options.dtype, opset=opset, precisions=precisions, external=external)
+    net = options.network(name, dtype=options.dtype, opset=opset, precisions=precisions, external=external)
     net.plugins = options.kernels == "plugins"
     return net
 

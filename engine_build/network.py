@@ -61,6 +61,7 @@ class Network:
         self, name: str, *, dtype: str, opset: int, precisions: Precisions, external: Path | None = None
     ) -> None:
         self.name, self.dtype, self.opset, self.precisions = name, dtype, opset, precisions
+        self.domains = {"": opset}
         self.type = _TYPES[dtype]
         self.linear_layers: list[str] = []
         self.quantised: dict[str, str] = {}
@@ -285,7 +286,7 @@ class Network:
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, self._constants)
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", self.opset)],
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in self.domains.items()],
             producer_name="auroraedge",
             ir_version=_ir_version(self.opset),
         )
