@@ -11,7 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-PACKAGES = ("onnxruntime", "numpy", "opencv-python-headless", "torch", "transformers", "tokenizers")
+PACKAGES = ("onnxruntime", "openvino", "numpy", "opencv-python-headless", "torch", "transformers", "tokenizers")
+# What decides how fast a processor multiplies; its name alone may hide it in a virtual machine.
+_FLAGS = (
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
 
 
 def _command(*words: str) -> str:
@@ -28,6 +41,22 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
+
+
+def _cpu_flags() -> list[str]:
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return []
+    found = next((line for line in info.read_text(encoding="utf-8").splitlines() if line[:5] in ("flags", "Featu")), "")
+    return [flag for flag in _FLAGS if flag in found.split()]
+
+
+def memory_gb() -> float:
+    """Installed memory in GB; 0 where it cannot be read."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _versions() -> dict[str, str]:
@@ -47,6 +76,8 @@ def environment() -> dict[str, object]:
         "commit": _command("git", "rev-parse", "HEAD"),
         "dirty": bool(_command("git", "status", "--porcelain")),
         "cpu": _cpu(),
+        "cpu_flags": _cpu_flags(),
+        "memory_gb": round(memory_gb(), 1),
         "cores": os.cpu_count(),
         "load_average": list(os.getloadavg()),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""What a benchmark writes: one JSON document, whatever the suite. `benchmarks/results/*.json` that carry a `suite` field
+"""What a benchmark writes: one JSON document, whatever the suite. The `benchmarks/results/*.json` that carry a `suite`
 are of this form; the comparison with a baseline, the plots and docs/performance.md are made from it.
 
 A measurement is the raw samples of one figure of one contender in one case, in the order in which they were taken.
@@ -27,8 +27,8 @@ class _Strict(BaseModel):
 
 class Measurement(_Strict):
     """case: the work, such as 'one view'; contender: a key of Document.contenders; metric: what was measured, such as
-    'verdict', 'answer', 'load', 'memory', 'decode' (of a token), 'throughput'. unit: 'ms', 's', 'MB', '1/s', 'tokens/s',
-    'J'. better: whether less or more of it is wanted."""
+    'verdict', 'answer', 'load', 'memory', 'decode' (of a token), 'throughput'. unit: 'ms', 's', 'MB', '1/s',
+    'tokens/s', 'J'. better: whether less or more of it is wanted."""
 
     case: str
     contender: str
