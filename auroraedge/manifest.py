@@ -229,12 +229,15 @@ def check_target(
     *,
     compute_capability: str | None = None,
     compiler_version: str | None = None,
+    weights_sha256: str | None = None,
 ) -> None:
-    """Raises EngineIncompatibleError unless the package is built for `target` and, if given, the GPU and compiler."""
+    """Raises EngineIncompatibleError unless the package is built for `target` and, if given, the GPU, the compiler and
+    from the weights."""
     wanted = (
         ("target", manifest.target, target),
         ("compute_capability", manifest.compute_capability, compute_capability),
         ("compiler.version", manifest.compiler.version, compiler_version),
+        ("weights_sha256", manifest.weights_sha256, weights_sha256),
     )
     for field, built, here in wanted:
         if here is not None and built != here:

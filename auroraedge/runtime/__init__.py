@@ -1,7 +1,17 @@
-"""Runs engine packages: sessions, generation, inspection. No torch."""
+"""Runs engines: sessions, generation, inspection. No torch, unless a model folder is opened."""
 
-from auroraedge.runtime.engine import EngineInfo, EnginePackage
+from auroraedge.runtime.engine import Engine, EngineInfo, EnginePackage
 from auroraedge.runtime.frames import FrameItem, InspectionJob
 from auroraedge.runtime.inspector import DEFAULT_ENGINE, Inspector
+from auroraedge.runtime.opening import open_engine
 
-__all__ = ["DEFAULT_ENGINE", "EngineInfo", "EnginePackage", "FrameItem", "InspectionJob", "Inspector"]
+__all__ = [
+    "DEFAULT_ENGINE",
+    "Engine",
+    "EngineInfo",
+    "EnginePackage",
+    "FrameItem",
+    "InspectionJob",
+    "Inspector",
+    "open_engine",
+]

@@ -1,4 +1,4 @@
-"""An engine package in memory: checked files, sessions, embedding table, tokenizer, calibration."""
+"""An engine in memory: its graphs, embedding table, tokenizer and calibration; from a package, checked."""
 
 from __future__ import annotations
 
@@ -11,13 +11,25 @@ from typing import Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from auroraedge.config import GRID, IMAGE_SIZE, LOCATION_BINS, PATCH_SIZE
 from auroraedge.errors import EngineDamagedError, EngineError, EngineIncompatibleError
 from auroraedge.inspection.tokenizer import InspectionTokenizer
-from auroraedge.manifest import DecoderSpec, EngineManifest, check_target, load_manifest, verify_package
+from auroraedge.manifest import (
+    DecoderSpec,
+    EngineDescription,
+    EngineManifest,
+    check_target,
+    load_manifest,
+    verify_package,
+)
+from auroraedge.runtime.decoding import Decoder
+from auroraedge.runtime.in_place import InPlaceDecoder, OrtInPlaceGraph, is_in_place
+from auroraedge.runtime.ort_decoder import OrtGroupQueryGraph, reads_written_places
 from auroraedge.runtime.session import GraphSession, OrtSession
+from auroraedge.runtime.tables import read_tables
+from auroraedge.runtime.tensorrt_decoder import TensorRtInPlaceGraph
+from auroraedge.runtime.tensorrt_session import LIBRARIES, TensorRt, TensorRtSession
 
 # What the host feeds and reads; the decoder has its cache besides.
 _GRAPHS = {
@@ -25,6 +37,7 @@ _GRAPHS = {
     "fusion": (("text", "visual", "patch_mask", "text_mask"), ("fused",)),
     "decoder": (("inputs_embeds", "attention_mask", "position_ids"), ("logits",)),
 }
+_IN_PLACE = ("inputs_embeds", "position_ids", "attention_bias", "write_index")
 _SUPPORTED = (IMAGE_SIZE, PATCH_SIZE, LOCATION_BINS)
 # Views that go through the encoder together; more gain nothing on a CPU and cost memory.
 _VIEW_BATCH = 8
@@ -139,13 +152,14 @@ def _cache_names(prefix: str, decoder: DecoderSpec) -> tuple[str, ...]:
     return tuple(f"{prefix}.{layer}.{kind}" for layer in range(decoder.layers) for kind in ("key", "value"))
 
 
-def _check_graphs(manifest: EngineManifest) -> None:
+def _check_graphs(manifest: EngineDescription) -> None:
     """Raises EngineIncompatibleError unless the graphs take what this runtime feeds and give what it reads."""
     for name, (inputs, outputs) in _GRAPHS.items():
         spec = manifest.graphs.get(name)
         if spec is None:
             raise EngineIncompatibleError(f"The engine package has no {name} graph.", field=f"graphs.{name}")
         if name == "decoder":
+            inputs = _IN_PLACE if is_in_place(spec) else inputs
             inputs += _cache_names("past", manifest.decoder)
             outputs += _cache_names("present", manifest.decoder)
         differing = {tensor.name for tensor in spec.inputs} ^ set(inputs)
@@ -157,70 +171,51 @@ def _check_graphs(manifest: EngineManifest) -> None:
             )
 
 
-class EnginePackage:
-    """Loaded and verified. Raises EngineNotFoundError, EngineDamagedError or EngineIncompatibleError."""
+def read_calibration(folder: Path) -> Calibration:
+    """calibration.json of a package or model folder; the defaults where there is none. Raises EngineDamagedError."""
+    return _read_json(folder / "calibration.json", Calibration) or Calibration()
 
-    def __init__(self, path: Path, *, threads: int | None = None) -> None:
-        manifest = verify_package(path)
-        check_target(manifest, "cpu")
-        _check_graphs(manifest)
-        self.manifest = manifest
-        self.info = EngineInfo(
-            model_id=manifest.model_id,
-            engine_sha256=manifest.engine_sha256,
-            weights_sha256=manifest.weights_sha256,
-            target=manifest.target,
-            precision=dict(manifest.precision),
-            path=path,
-        )
-        self.tokenizer = InspectionTokenizer.load(path / "tokenizer.json")
-        try:
-            tables = load_file(path / "embeddings.safetensors")
-            self.token_embedding = tables["token_embedding"].astype(np.float32)
-            self.position_table = tables["position_table"].astype(np.float32)
-        except (SafetensorError, KeyError, OSError) as error:
-            raise EngineDamagedError(f"embeddings.safetensors cannot be read: {error}.", field="embeddings") from error
-        self.calibration = _read_json(path / "calibration.json", Calibration) or Calibration()
-        processor = _read_json(path / "processor.json", ProcessorSettings)
-        if processor is None or (processor.image_size, processor.patch_size, processor.location_bins) != _SUPPORTED:
-            raise EngineIncompatibleError(
-                "processor.json asks for other views than this version makes.", field="engine"
-            )
-        self.processor = processor
-        self._check_sizes()
-        self.vision, self.fusion, self.decoder = (self._session(name, threads) for name in _GRAPHS)
-        if load_manifest(path).engine_sha256 != manifest.engine_sha256:
-            raise EngineError(
-                f"The engine package {path} was replaced while it was loaded.", field="engine", remedy="Open it again."
-            )
 
-    def _check_sizes(self) -> None:
-        """Tables, tokenizer, head and graphs must be of one model. Raises EngineIncompatibleError."""
-        decoder = self.manifest.decoder
-        vision = self.manifest.graphs["vision"]
-        shapes = {tensor.name: tensor.shape for tensor in (*vision.inputs, *vision.outputs)}
-        labels = len(self.processor.grounding_labels)
-        expected = (
-            ("token_embedding", self.token_embedding.shape, (decoder.vocab, decoder.hidden)),
-            ("position_table", self.position_table.shape, (GRID * GRID, *shapes["position"][2:])),
-            ("grounding_labels", shapes.get("evidence", (0,))[-1], 1 + labels + 4 if labels else 0),
-            ("tokenizer.vocab_size", max(self.tokenizer.vocab_size, decoder.vocab), decoder.vocab),
-        )
-        for field, found, wanted in expected:
-            if found != wanted:
-                raise EngineIncompatibleError(
-                    f"The parts of the engine package do not fit together: {field} is {found}, not {wanted}.",
-                    field=field,
-                )
+def _device_of(manifest: EngineManifest) -> TensorRt | None:
+    """What runs the plans of a GPU package; None for ONNX graphs. Raises EngineIncompatibleError."""
+    if manifest.compiler.name in LIBRARIES:
+        return TensorRt.open(manifest)
+    check_target(manifest, "cpu")
+    if manifest.compiler.name == "onnxruntime":
+        return None
+    raise EngineIncompatibleError(
+        f"The engine package is compiled by {manifest.compiler.name}, which this version does not run.",
+        field="compiler.name",
+    )
 
-    def _session(self, name: str, threads: int | None) -> GraphSession:
-        spec = self.manifest.graphs[name]
-        stored = self.manifest.precision[name] == "int8-weights"
-        return OrtSession(self.info.path / spec.file, spec=spec, threads=threads, fold_weights=stored)
+
+class Engine:
+    """What an inspector needs of a model, whatever computes it.
+
+    manifest: what is known of it. token_embedding float32 [vocab, D], position_table float32 [256, E]: the host's
+    tables. vision, fusion: graphs; decoder: a graph that hands its cache on, or a decoder that keeps it.
+    """
+
+    manifest: EngineDescription
+    info: EngineInfo
+    tokenizer: InspectionTokenizer
+    token_embedding: np.ndarray
+    position_table: np.ndarray
+    calibration: Calibration
+    processor: ProcessorSettings
+    vision: GraphSession
+    fusion: GraphSession
+    decoder: GraphSession | Decoder
+
+    def close(self) -> None:
+        """Gives back what the graphs hold."""
+        for graph in (self.vision, self.fusion, self.decoder):
+            if callable(release := getattr(graph, "close", None)):
+                release()
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
         """float32 [..., D] of token ids [...]."""
-        return self.token_embedding[ids]
+        return np.asarray(self.token_embedding[ids], dtype=np.float32)
 
     def encode(self, patches: np.ndarray) -> Encoded:
         """Of full square views, patches uint8 [B, 256, 768]; in steps that bound the memory."""
@@ -259,3 +254,83 @@ class EnginePackage:
             }
         )
         return output["fused"]
+
+
+class EnginePackage(Engine):
+    """A package, loaded and verified.
+
+    weights_sha256: of the weights that it must be made from; None takes any. Raises EngineNotFoundError,
+    EngineDamagedError or EngineIncompatibleError, and MissingDependencyError where the library it was compiled for is
+    not installed.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None, weights_sha256: str | None = None) -> None:
+        manifest = verify_package(path)
+        check_target(manifest, manifest.target, weights_sha256=weights_sha256)
+        _check_graphs(manifest)
+        self.manifest = manifest
+        self._device = _device_of(manifest)
+        self.info = EngineInfo(
+            model_id=manifest.model_id,
+            engine_sha256=manifest.engine_sha256,
+            weights_sha256=manifest.weights_sha256,
+            target=manifest.target,
+            precision=dict(manifest.precision),
+            path=path,
+        )
+        self.tokenizer = InspectionTokenizer.load(path / "tokenizer.json")
+        try:
+            self.token_embedding, self.position_table = read_tables(path / "embeddings.safetensors")
+        except (SafetensorError, KeyError, OSError) as error:
+            raise EngineDamagedError(f"embeddings.safetensors cannot be read: {error}.", field="embeddings") from error
+        self.calibration = read_calibration(path)
+        processor = _read_json(path / "processor.json", ProcessorSettings)
+        if processor is None or (processor.image_size, processor.patch_size, processor.location_bins) != _SUPPORTED:
+            raise EngineIncompatibleError(
+                "processor.json asks for other views than this version makes.", field="engine"
+            )
+        self.processor = processor
+        self._check_sizes()
+        self.vision, self.fusion = self._session("vision", threads), self._session("fusion", threads)
+        self.decoder = self._decoder(threads)
+        if load_manifest(path).engine_sha256 != manifest.engine_sha256:
+            raise EngineError(
+                f"The engine package {path} was replaced while it was loaded.", field="engine", remedy="Open it again."
+            )
+
+    def _check_sizes(self) -> None:
+        """Tables, tokenizer, head and graphs must be of one model. Raises EngineIncompatibleError."""
+        decoder = self.manifest.decoder
+        vision = self.manifest.graphs["vision"]
+        shapes = {tensor.name: tensor.shape for tensor in (*vision.inputs, *vision.outputs)}
+        labels = len(self.processor.grounding_labels)
+        expected = (
+            ("token_embedding", self.token_embedding.shape, (decoder.vocab, decoder.hidden)),
+            ("position_table", self.position_table.shape, (GRID * GRID, *shapes["position"][2:])),
+            ("grounding_labels", shapes.get("evidence", (0,))[-1], 1 + labels + 4 if labels else 0),
+            ("tokenizer.vocab_size", max(self.tokenizer.vocab_size, decoder.vocab), decoder.vocab),
+        )
+        for field, found, wanted in expected:
+            if found != wanted:
+                raise EngineIncompatibleError(
+                    f"The parts of the engine package do not fit together: {field} is {found}, not {wanted}.",
+                    field=field,
+                )
+
+    def _session(self, name: str, threads: int | None) -> GraphSession:
+        spec = self.manifest.graphs[name]
+        path = self.info.path / spec.file
+        if self._device is not None:
+            return TensorRtSession(self._device.plan(path, spec))
+        stored = self.manifest.precision[name] == "int8-weights"
+        return OrtSession(path, spec=spec, threads=threads, fold_weights=stored)
+
+    def _decoder(self, threads: int | None) -> GraphSession | Decoder:
+        spec = self.manifest.graphs["decoder"]
+        if not is_in_place(spec):
+            return self._session("decoder", threads)
+        if self._device is not None:
+            plan = self._device.plan(self.info.path / spec.file, spec)
+            return InPlaceDecoder(TensorRtInPlaceGraph(plan, spec))
+        session = OrtSession(self.info.path / spec.file, spec=spec, threads=threads)
+        return InPlaceDecoder((OrtGroupQueryGraph if reads_written_places(spec) else OrtInPlaceGraph)(session, spec))

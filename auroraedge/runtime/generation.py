@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from auroraedge.errors import EngineError
 from auroraedge.inspection.grammar import AnswerGrammar, ParsedAnswer, State, parse_answer
-from auroraedge.runtime.engine import EnginePackage
+from auroraedge.runtime.decoding import Cache, decoder_of
+from auroraedge.runtime.engine import Engine
 
 MAX_NEW_TOKENS = 160
 
@@ -23,7 +23,7 @@ MAX_NEW_TOKENS = 160
 class Row:
     """One answer in the making. `prefix` float32 [S, D]: compressed tokens and fused prompt.
 
-    shared: with a SharedPrefix, which of its sequences `prefix` continues. word_bias: added to the logits of tokens
+    shared: with a shared prefix, which of its sequences `prefix` continues. word_bias: added to the logits of tokens
     that may start a label or end the list. verdict_token: taken as the verdict instead of the likeliest.
     verdict_only: stop once the verdict is known, because the rest of the answer comes from the evidence.
     """
@@ -84,86 +84,52 @@ class Row:
         return parse_answer(self.grammar, self.ids, self.probabilities)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SharedPrefix:
-    """Keys and values [V, K, P, d], by name of the decoder's input, of V sequences of P tokens that rows begin with."""
-
-    cache: dict[str, np.ndarray]
-    length: int
-
-
-def share_prefix(engine: EnginePackage, embeds: np.ndarray) -> SharedPrefix:
-    """Runs the decoder once over what rows have in common, float32 [V, P, D]."""
+def share_prefix(engine: Engine, embeds: np.ndarray) -> Cache:
+    """Runs the decoder once over what rows have in common, float32 [V, P, D]. Close it when the rows are done."""
     count, length = embeds.shape[:2]
-    cache = _empty_cache(engine, count)
-    positions = np.repeat(np.arange(length, dtype=np.int64)[None], count, axis=0)
-    output = engine.decoder.run(
-        {
-            "inputs_embeds": embeds,
-            "attention_mask": np.ones((count, length), dtype=np.float32),
-            "position_ids": positions,
-            **cache,
-        }
-    )
-    return SharedPrefix(cache={name: output[_present(name)] for name in cache}, length=length)
-
-
-def _empty_cache(engine: EnginePackage, rows: int) -> dict[str, np.ndarray]:
-    decoder = engine.manifest.decoder
-    empty = np.zeros((rows, decoder.kv_heads, 0, decoder.head_dim), dtype=np.float32)
-    return {f"past.{layer}.{kind}": empty for layer in range(decoder.layers) for kind in ("key", "value")}
-
-
-def _present(name: str) -> str:
-    return "present" + name.removeprefix("past")
+    cache = decoder_of(engine.decoder, engine.manifest.decoder).start(count)
+    try:
+        cache.feed(embeds, np.ones((count, length), dtype=np.float32))
+    except BaseException:
+        cache.close()
+        raise
+    return cache
 
 
 class _Batch:
-    """The cache of the rows that are still open."""
+    """The rows that are still open, and their cache."""
 
-    def __init__(self, engine: EnginePackage, rows: Sequence[Row], shared: SharedPrefix | None) -> None:
+    def __init__(self, engine: Engine, rows: Sequence[Row], shared: Cache | None) -> None:
         self.engine = engine
         self.rows = list(rows)
         longest = max(len(row.prefix) for row in rows)
-        known = 0 if shared is None else shared.length
-        embeds = np.zeros((len(rows), longest, engine.manifest.decoder.hidden), dtype=np.float32)
-        self.mask = np.zeros((len(rows), known + longest), dtype=np.float32)
-        self.mask[:, :known] = 1.0
+        embeds = np.zeros((len(rows), longest, rows[0].prefix.shape[1]), dtype=np.float32)
+        real = np.zeros((len(rows), longest), dtype=np.float32)
         for i, row in enumerate(rows):
             embeds[i, longest - len(row.prefix) :] = row.prefix
-            self.mask[i, known + longest - len(row.prefix) :] = 1.0
+            real[i, longest - len(row.prefix) :] = 1.0
         if shared is None:
-            self.cache = _empty_cache(engine, len(rows))
+            self.cache = decoder_of(engine.decoder, engine.manifest.decoder).start(len(rows))
         else:
-            places = [row.shared for row in rows]
-            self.cache = {name: tensor[places] for name, tensor in shared.cache.items()}
-        self.logits = self._run(embeds, longest)
+            self.cache = shared.fork([row.shared for row in rows])
+        try:
+            self.logits = self.cache.feed(embeds, real)
+        except BaseException:
+            self.cache.close()
+            raise
         for row, logits in zip(self.rows, self.logits, strict=True):
             row.see_verdict(logits)
-
-    def _run(self, embeds: np.ndarray, length: int) -> np.ndarray:
-        """Logits [rows, vocab]. Raises EngineError when they are not numbers: a failure must not become a verdict."""
-        positions = np.maximum(np.cumsum(self.mask, axis=1).astype(np.int64) - 1, 0)[:, -length:]
-        output = self.engine.decoder.run(
-            {"inputs_embeds": embeds, "attention_mask": self.mask, "position_ids": positions, **self.cache}
-        )
-        self.cache = {name: output[_present(name)] for name in self.cache}
-        logits = output["logits"].reshape(len(self.rows), -1)
-        if not np.isfinite(logits).all():
-            raise EngineError("The decoder's output has NaN or infinite values.", field="decoder")
-        return logits
 
     def step(self) -> None:
         """Feeds the pending tokens of every row; rows with fewer are padded on the left."""
         longest = max(len(row.pending) for row in self.rows)
         ids = np.zeros((len(self.rows), longest), dtype=np.int64)
-        mask = np.zeros((len(self.rows), longest), dtype=np.float32)
+        real = np.zeros((len(self.rows), longest), dtype=np.float32)
         for i, row in enumerate(self.rows):
             ids[i, longest - len(row.pending) :] = row.pending
-            mask[i, longest - len(row.pending) :] = 1.0
+            real[i, longest - len(row.pending) :] = 1.0
             row.pending = []
-        self.mask = np.concatenate([self.mask, mask], axis=1)
-        self.logits = self._run(self.engine.embed(ids), longest)
+        self.logits = self.cache.feed(self.engine.embed(ids), real)
 
     def choose(self) -> None:
         """Extends every row by its next tokens and drops the rows that are done."""
@@ -171,16 +137,15 @@ class _Batch:
             row.choose(logits)
         kept = [i for i, row in enumerate(self.rows) if not row.done]
         if 0 < len(kept) < len(self.rows):
-            self.mask = self.mask[kept]
-            self.cache = {name: tensor[kept] for name, tensor in self.cache.items()}
+            self.cache.keep(kept)
         self.rows = [self.rows[i] for i in kept]
 
 
 def generate(
-    engine: EnginePackage,
+    engine: Engine,
     rows: Sequence[Row],
     *,
-    shared: SharedPrefix | None = None,
+    shared: Cache | None = None,
     on_prefill: Callable[[], None] | None = None,
 ) -> None:
     """Completes the answers of `rows` in place. Raises EngineError.
@@ -191,22 +156,28 @@ def generate(
     if not rows:
         return
     batch = _Batch(engine, rows, shared)
-    if on_prefill is not None:
-        on_prefill()
-    batch.choose()
-    while batch.rows:
-        batch.step()
+    try:
+        if on_prefill is not None:
+            on_prefill()
         batch.choose()
+        while batch.rows:
+            batch.step()
+            batch.choose()
+    finally:
+        batch.cache.close()
 
 
-def stream(engine: EnginePackage, row: Row) -> Iterator[int]:
+def stream(engine: Engine, row: Row) -> Iterator[int]:
     """Completes one answer, yielding its token ids as they are chosen."""
     batch = _Batch(engine, [row], None)
     sent = 0
-    while True:
-        batch.choose()
-        yield from row.ids[sent:]
-        sent = len(row.ids)
-        if not batch.rows:
-            return
-        batch.step()
+    try:
+        while True:
+            batch.choose()
+            yield from row.ids[sent:]
+            sent = len(row.ids)
+            if not batch.rows:
+                return
+            batch.step()
+    finally:
+        batch.cache.close()

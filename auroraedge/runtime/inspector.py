@@ -23,7 +23,8 @@ from auroraedge.inspection.results import (
     Region,
     RequestInfo,
 )
-from auroraedge.runtime.engine import Calibration, Encoded, EngineInfo, EnginePackage
+from auroraedge.runtime.decoding import Cache
+from auroraedge.runtime.engine import Calibration, Encoded, Engine, EngineInfo
 from auroraedge.runtime.frames import (
     FrameItem,
     ImageSource,
@@ -36,7 +37,8 @@ from auroraedge.runtime.frames import (
     prepare,
     prepare_on,
 )
-from auroraedge.runtime.generation import Row, SharedPrefix, generate, share_prefix, stream
+from auroraedge.runtime.generation import Row, generate, share_prefix, stream
+from auroraedge.runtime.opening import open_engine
 from auroraedge.runtime.outcome import Outcome
 
 DEFAULT_ENGINE = Path(__file__).resolve().parent.parent / "assets" / "engines" / "nano-cpu"
@@ -47,7 +49,7 @@ _MAX_ROWS = 128
 class Inspector:
     """An open engine. Thread-safe as far as its sessions are; one frame alone or in a batch gets the same answer."""
 
-    def __init__(self, package: EnginePackage, limits: ImageLimits) -> None:
+    def __init__(self, package: Engine, limits: ImageLimits) -> None:
         self._package = package
         self._limits = limits
         self._outcome = Outcome(package)
@@ -56,15 +58,15 @@ class Inspector:
     def open(
         cls, engine: Path | str | None = None, *, threads: int | None = None, limits: ImageLimits | None = None
     ) -> Inspector:
-        """Loads and verifies an engine package; None is the embedded one (nano for CPU).
+        """Loads and verifies an engine package, or a model folder, which torch runs; None is the embedded nano for CPU.
 
         threads: of the compute kernels; None uses all cores. Raises EngineNotFoundError, EngineDamagedError,
-        EngineIncompatibleError.
+        EngineIncompatibleError, and MissingDependencyError where the library that runs it is not installed.
         """
         # OpenCV's own pool would compete with the engine for the cores; its work on one frame is a millisecond.
         cv2.setNumThreads(1)
         path = DEFAULT_ENGINE if engine is None else Path(engine)
-        return cls(EnginePackage(path, threads=threads), limits or ImageLimits())
+        return cls(open_engine(path, threads=threads), limits or ImageLimits())
 
     @property
     def engine(self) -> EngineInfo:
@@ -75,7 +77,8 @@ class Inspector:
         self._package.calibration = calibration
 
     def close(self) -> None:
-        """Nothing is held open; here for `with`."""
+        """Gives back what the engine holds on a device."""
+        self._package.close()
 
     def __enter__(self) -> Inspector:
         return self
@@ -310,11 +313,15 @@ class Inspector:
                     on_verdict(self._outcome.result(item, partial=True))
 
         rows = [row for item in items for row in item.all_rows]
-        generate(self._package, rows, shared=shared, on_prefill=verdicts_known)
+        try:
+            generate(self._package, rows, shared=shared, on_prefill=verdicts_known)
+        finally:
+            if shared is not None:
+                shared.close()
         for item in items:
             item.generate_ms = elapsed_ms(known)
 
-    def _encode(self, items: Sequence[Prepared], *, keep: bool = False) -> SharedPrefix | None:
+    def _encode(self, items: Sequence[Prepared], *, keep: bool = False) -> Cache | None:
         """Vision and fusion: fills the rows of every item. Each set of views is encoded once, whatever its prompts.
 
         keep: also for later batches. Returns the keys and values of the compressed tokens when several prompts continue
@@ -329,7 +336,7 @@ class Inspector:
         vision_ms = elapsed_ms(started)
         started = time.perf_counter()
         places = [range(first[id(item.views)], first[id(item.views)] + len(item.views.patches)) for item in items]
-        shared = share_prefix(package, encoded.compressed) if len(sets) < len(items) else None
+        several = len(sets) < len(items)
         for item, place in zip(items, places, strict=True):
             if encoded.evidence is not None and encoded.presence is not None:
                 views = slice(place.start, place.stop)
@@ -341,7 +348,7 @@ class Inspector:
             grammar = AnswerGrammar(package.tokenizer, item.prompt, max_items=limit)
             item.all_rows = [
                 Row(
-                    prefix=text if shared else np.concatenate([encoded.compressed[view], text]),
+                    prefix=text if several else np.concatenate([encoded.compressed[view], text]),
                     grammar=grammar,
                     shared=view,
                     word_bias=self._outcome.word_bias(item, view - place.start),
@@ -350,6 +357,7 @@ class Inspector:
                 )
                 for view, text in zip(place, fused[item.result_id], strict=True)
             ]
+        shared = share_prefix(package, encoded.compressed) if several else None
         prefill_ms = elapsed_ms(started)
         for item in items:
             item.vision_ms, item.prefill_ms = vision_ms, prefill_ms

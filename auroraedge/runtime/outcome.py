@@ -14,7 +14,7 @@ from auroraedge.inspection.grounding import evidence_items, item_tokens
 from auroraedge.inspection.prompts import Prompt, PromptKind
 from auroraedge.inspection.results import Answer, Box, Defect, InspectionResult, RegionVerdict, StageTimings, Verdict
 from auroraedge.inspection.views import merge_defects
-from auroraedge.runtime.engine import EnginePackage, RecipeCalibration
+from auroraedge.runtime.engine import Engine, RecipeCalibration
 from auroraedge.runtime.frames import Prepared, elapsed_ms
 
 # Standard deviation in grey levels below which a frame shows no part. The flattest real strip has 2.6.
@@ -36,7 +36,7 @@ def _calibrated_confidence(p: float, calibration: RecipeCalibration) -> float:
 class Outcome:
     """Reads results off prepared items that went through the engine of `package`."""
 
-    def __init__(self, package: EnginePackage) -> None:
+    def __init__(self, package: Engine) -> None:
         self._package = package
 
     def _calibration(self, item: Prepared) -> RecipeCalibration:

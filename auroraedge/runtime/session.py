@@ -75,6 +75,27 @@ class OrtSession:
             raise EngineError(f"The graph {self.name} failed: {error}.", field=self.name) from error
         return dict(zip(self.outputs, outputs, strict=True))
 
+    def run_aliased(self, inputs: Arrays, aliased: Mapping[str, tuple[str, np.ndarray]], output: str) -> np.ndarray:
+        """Runs with outputs that share the memory of inputs; returns one further output.
+
+        aliased: by input, the output and the contiguous array that both are. The graph must allow it, as TensorScatter
+        does for its first input.
+        """
+        binding = self._session.io_binding()
+        try:
+            for name, array in inputs.items():
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            for name, (twin, array) in aliased.items():
+                value = ort.OrtValue.ortvalue_from_numpy(array)
+                binding.bind_ortvalue_input(name, value)
+                binding.bind_ortvalue_output(twin, value)
+            binding.bind_output(output)
+            self._session.run_with_iobinding(binding)
+            found: np.ndarray = binding.get_outputs()[-1].numpy()
+        except Exception as error:  # as above
+            raise EngineError(f"The graph {self.name} failed: {error}.", field=self.name) from error
+        return found
+
 
 def _differences(what: str, found: Sequence[ort.NodeArg], wanted: Sequence[TensorSpec]) -> Iterator[str]:
     """How the inputs or outputs of a loaded graph differ from their specification, in words."""

@@ -70,3 +70,12 @@ def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> TinyEngine:
     for precision in ("fp32", "int8"):
         build_engine(load_target("cpu"), str(folder / "model"), folder / precision, precision=precision, views=6)
     return TinyEngine(model=model, model_folder=folder / "model", fp32=folder / "fp32", int8=folder / "int8")
+
+
+@pytest.fixture(scope="session")
+def tiny_forms(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny model folder, and float32 packages of it with the decoder's cache handed on and in place."""
+    pytest.importorskip("torch")
+    from runtime_support import tiny_forms as build
+
+    return build(tmp_path_factory.mktemp("forms"))
