@@ -51,7 +51,7 @@ class TensorRt:
 
     @classmethod
     def open(cls, manifest: EngineManifest) -> TensorRt:
-        """Raises EngineIncompatibleError, with the command that builds the right package, and MissingDependencyError."""
+        """Raises EngineIncompatibleError, with the command that mends it, and MissingDependencyError."""
         name, built_for = manifest.compiler.name, manifest.compute_capability
         if not driver_is_here():
             raise EngineIncompatibleError(

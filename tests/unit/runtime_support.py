@@ -1,4 +1,4 @@
-"""A tiny random model, and the same as engine packages of both cache forms: written node by node, without an exporter."""
+"""A tiny random model, and the same as engine packages of both cache forms, written without an exporter."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ masks, holes, blocks, copies.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_holes_are_closed_when_the_places_are_used_up(decoders) -> None:
         real[step % 4, -2:] = 1
         _same(a, b, embeds * real[..., None], real)
         written.append(int(a._written.max()))
-    assert any(later < before for before, later in zip(written, written[1:], strict=False))
+    assert any(later < before for before, later in pairwise(written))
     a.close()
 
 
