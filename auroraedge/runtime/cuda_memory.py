@@ -145,7 +145,7 @@ class BindingsGpu:
 
     def pinned(self, size: int) -> np.ndarray:
         address = int(self.call("cuMemAllocHost", max(1, size)))
-        array = np.frombuffer((ctypes.c_uint8 * max(1, size)).from_address(address), dtype=np.uint8)
+        array = np.ctypeslib.as_array((ctypes.c_uint8 * max(1, size)).from_address(address))
         self._pinned[array.ctypes.data] = address
         return array
 
