@@ -36,7 +36,9 @@ class InspectionTokenizer:
         self.loc_ids = np.array([ids[token] for token in LOCATIONS], dtype=np.int64)
         self._loc_bin = {int(index): bin_ for bin_, index in enumerate(self.loc_ids)}
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
-        special = {self.pad_id, self.ok_id, self.ng_id, *self._loc_bin}
+        # A pretrained decoder brings control tokens of its own, which are not text either.
+        control = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special} - {self.eos_id}
+        special = {self.pad_id, self.ok_id, self.ng_id, *self._loc_bin, *control}
         self.text_ids = np.array([i for i in range(self.vocab_size) if i not in special], dtype=np.int64)
         self.label_ids = lru_cache(maxsize=1024)(self._label_ids)
 
