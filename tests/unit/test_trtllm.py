@@ -1,0 +1,158 @@
+"""TensorRT-LLM checkpoints: layout, read-back, and that each of the known traps is caught."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from auroraedge.errors import EngineError
+from engine_build.decoder_source import DecoderSource, agreement, decoder_from_folder, logits_of, write_qwen_folder
+from engine_build.trtllm import QUANT_ALGOS, BuildSizes, build_command, build_script, write_checkpoint
+from engine_build.trtllm_check import check_checkpoint, read_checkpoint
+
+# dB of the logits on random weights, which round worse than trained ones; 4 bits in one block of 128 inputs cost most.
+LEAST_DB = {"fp16": 50.0, "int8-weights": 35.0, "int8": 20.0, "fp8": 18.0, "int4": 9.0}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> DecoderSource:
+    """A random Qwen2.5 of two layers, read from its folder; rotary base and biases differ from every default."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=320,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
+        tie_word_embeddings=False,
+        max_position_embeddings=256,
+        initializer_range=0.08,
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    for name, tensor in model.state_dict().items():
+        if name.endswith("bias"):
+            tensor.normal_(0.0, 0.5)
+    folder = tmp_path_factory.mktemp("qwen")
+    model.save_pretrained(folder, safe_serialization=True)
+    return decoder_from_folder(folder)
+
+
+def _read_back(source: DecoderSource, folder: Path) -> dict[str, float]:
+    reference = logits_of(source.model, source.checking)
+    return agreement(logits_of(read_checkpoint(folder), source.checking), reference)
+
+
+@pytest.mark.parametrize("precision", sorted(QUANT_ALGOS))
+def test_a_checkpoint_reads_back(source: DecoderSource, tmp_path: Path, precision: str) -> None:
+    folder = tmp_path / "checkpoint"
+    config = write_checkpoint(source, precision, folder)
+    assert (config["rotary_base"], config["qwen_type"], config["attn_bias"]) == (1e6, "qwen2", True)
+    assert _read_back(source, folder)["snr_db"] > LEAST_DB[precision]
+    stored = load_file(folder / "rank0.safetensors")
+    qkv, kind = stored["transformer.layers.1.attention.qkv.weight"], torch.float16
+    kind = {"int8": torch.int8, "int4": torch.int8, "fp8": torch.float8_e4m3fn}.get(precision, kind)
+    assert qkv.dtype == kind and qkv.shape == ((128 if precision == "int4" else 256), 128)
+    assert stored["transformer.layers.1.attention.qkv.bias"].shape == (256,)
+    assert stored["lm_head.weight"].shape == (320, 128)
+    scales = {"int8": (256,), "fp8": (1,), "int4": (256, 1)}.get(precision)
+    if scales is not None:
+        assert stored["transformer.layers.1.attention.qkv.weights_scaling_factor"].shape == scales
+
+
+def _edited(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, **changes}), encoding="utf-8")
+
+
+def test_another_rotary_base_is_seen(source: DecoderSource, tmp_path: Path) -> None:
+    write_checkpoint(source, "fp16", tmp_path / "c")
+    _edited(tmp_path / "c", rotary_base=10000.0)
+    assert _read_back(source, tmp_path / "c")["snr_db"] < 30.0
+    with pytest.raises(EngineError, match="departs from the model"):
+        check_checkpoint(source, tmp_path / "c")
+
+
+@pytest.mark.parametrize("name", ["rotary_base", "qwen_type", "attn_bias"])
+def test_what_would_become_a_default_must_be_there(source: DecoderSource, tmp_path: Path, name: str) -> None:
+    write_checkpoint(source, "fp16", tmp_path / "c")
+    _edited(tmp_path / "c", **{name: None})
+    with pytest.raises(EngineError, match=name):
+        read_checkpoint(tmp_path / "c")
+
+
+def test_swapped_halves_of_the_mlp_are_seen(source: DecoderSource, tmp_path: Path) -> None:
+    write_checkpoint(source, "fp16", tmp_path / "c")
+    path = tmp_path / "c" / "rank0.safetensors"
+    stored = load_file(path)
+    for index in range(2):
+        fc, gate = (f"transformer.layers.{index}.mlp.{name}.weight" for name in ("fc", "gate"))
+        stored[fc], stored[gate] = stored[gate], stored[fc]
+    save_file(stored, path)
+    assert _read_back(source, tmp_path / "c")["snr_db"] < 20.0
+
+
+def test_kept_layers_stay_in_sixteen_bits(source: DecoderSource, tmp_path: Path) -> None:
+    kept = ("language_model.model.layers.0.mlp.down_proj", "vision_model.encoder.layers.0.mlp.fc1")
+    config = write_checkpoint(source, "int8", tmp_path / "c", keep=kept)
+    stored = load_file(tmp_path / "c" / "rank0.safetensors")
+    assert stored["transformer.layers.0.mlp.proj.weight"].dtype == torch.float16
+    assert "transformer.layers.0.mlp.proj.activation_scaling_factor" not in stored
+    assert stored["transformer.layers.1.mlp.proj.weight"].dtype == torch.int8
+    assert "transformer.layers.0.mlp.proj*" in config["quantization"]["exclude_modules"]
+    # Without this name TensorRT-LLM quantises the embedding too.
+    assert "*vocab_embedding" in config["quantization"]["exclude_modules"]
+    assert _read_back(source, tmp_path / "c")["snr_db"] > LEAST_DB["int8"]
+
+
+def test_the_model_is_left_as_it_was(source: DecoderSource, tmp_path: Path) -> None:
+    before = {name: tensor.clone() for name, tensor in source.model.state_dict().items()}
+    write_checkpoint(source, "int8", tmp_path / "c")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in source.model.state_dict().items())
+
+
+def test_refusals(source: DecoderSource, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no precision 'int2'"):
+        write_checkpoint(source, "int2", tmp_path / "c")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(EngineError, match="not empty"):
+        write_checkpoint(source, "fp16", tmp_path / "full")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    with pytest.raises(EngineError, match="of type 'llama'"):
+        decoder_from_folder(tmp_path)
+
+
+def test_the_build_command_holds_whole_prompts_in_the_table(tmp_path: Path) -> None:
+    sizes = BuildSizes(batch=8, prompt=320, tokens=512)
+    command = build_command("c", "e", sizes)
+    assert "--max_multimodal_len=2560" in command and "--max_seq_len=512" in command
+    # The script runs: a stand-in for trtllm-build shows what it is called with.
+    program = tmp_path / "trtllm-build"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    (tmp_path / "build.sh").write_text(build_script(sizes), encoding="utf-8")
+    path = {**os.environ, "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    answer = subprocess.run(["sh", tmp_path / "build.sh", "/x y"], capture_output=True, text=True, env=path, check=True)
+    wanted = build_command(str(tmp_path / "checkpoint"), "/x y", sizes)[1:]
+    assert answer.stdout.splitlines() == wanted
+
+
+def test_the_decoder_as_a_folder(source: DecoderSource, tmp_path: Path) -> None:
+    write_qwen_folder(source, tmp_path)
+    again = decoder_from_folder(tmp_path)
+    found, wanted = logits_of(again.model, source.checking), logits_of(source.model, source.checking)
+    assert agreement(found, wanted)["snr_db"] > 50.0
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert config["rope_theta"] == 1e6 and config["architectures"] == ["Qwen2ForCausalLM"]
+    assert np.isclose(again.model.config.rms_norm_eps, source.model.config.rms_norm_eps)
