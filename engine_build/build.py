@@ -81,6 +81,7 @@ def _build(target: Target, options: argparse.Namespace, out: Path, console: Cons
                 workspace=options.workspace or ROOT / "build" / f"{Path(options.model).name}-{precision}-{target.name}",
                 resume=options.resume,
                 pack=options.calibration,
+                parity_views=min(options.views, cpu_large.PARITY_VIEWS),
                 console=console,
             )
         from engine_build.steps import build_engine

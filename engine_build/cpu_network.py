@@ -124,8 +124,8 @@ def quantise_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def quantise_blocks(weight: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [out, blocks, block / 2] and float32 [out, blocks] of a weight [out, in], in the layout of MatMulNBits.
 
-    Values are scale * (q - 8) with q in 0..15. The scale has the sign that puts the largest magnitude at -8, so that all
-    sixteen steps are used (as in GGML's Q4_0). A last block that is not full is filled with zeros.
+    Values are scale * (q - 8) with q in 0..15. The scale has the sign that puts the largest magnitude at -8, so that
+    all sixteen steps are used (as in GGML's Q4_0). A last block that is not full is filled with zeros.
     """
     outputs, inputs = weight.shape
     blocks = -(-inputs // block)

@@ -15,10 +15,10 @@ FOLDER = Path(__file__).resolve().parent / "targets"
 GRAPHS = ("vision", "fusion", "decoder")
 Compiler = Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
 DecoderBackend = Literal["onnxruntime", "tensorrt", "tensorrt-llm", "edge-llm"]
-# Of the weights of linear layers: fp32, fp16; int8 and fp8 with quantised activations (W8A8), whose scale is calibrated;
-# int8-dynamic with a scale for each row of activations, taken as it comes; int8-weights and int4 with 16- or 32-bit
-# arithmetic (int4 on a CPU: 8-bit activations, LM head int8-dynamic). All else of a graph stays in 16 bit on a GPU and
-# in 32 bit on a CPU.
+# Of the weights of linear layers: fp32, fp16; int8 and fp8 with quantised activations (W8A8), whose scale is
+# calibrated; int8-dynamic with a scale for each row of activations, taken as it comes; int8-weights and int4 with 16-
+# or 32-bit arithmetic (int4 on a CPU: 8-bit activations, LM head int8-dynamic). All else of a graph stays in 16 bit on
+# a GPU and in 32 bit on a CPU.
 Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int4", "fp8"]
 WEIGHT_BITS: dict[str, float] = {
     "fp32": 32,

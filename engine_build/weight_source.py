@@ -116,7 +116,7 @@ def folder_source(name: str) -> WeightSource:
 
 
 def parameter_count(name: str) -> int:
-    """Of a model in models/ or a folder; nothing but its config.json is read. Raises EngineNotFoundError, EngineError."""
+    """Of a model in models/ or a folder; only its config.json is read. Raises EngineNotFoundError, EngineError."""
     config = AuroraEdgeConfig.from_pretrained(_located(name)[0])
     return sum(int(np.prod(shape)) for shape in parameter_shapes(config).values())
 
