@@ -67,12 +67,17 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Bank:
-    """n views: visual tokens [n, 256, E] float16 (mapped), small pictures [n, 64, 64, 3] uint8 (mapped), records."""
+    """n views: visual tokens [n, 256, E] float16 (mapped), small pictures [n, 64, 64, 3] uint8 (mapped), records.
+
+    mean, deviation [E] float32 of the channels: of the training views, for all splits.
+    """
 
     features: np.ndarray
     thumbs: np.ndarray
     seen: tuple[Seen, ...]
     key: str
+    mean: np.ndarray
+    deviation: np.ndarray
 
 
 def _choose(items: Sequence[PackItem], set_name: str, count: int, rng: np.random.Generator) -> list[PackItem]:
@@ -188,8 +193,14 @@ def _encode(views: Sequence[np.ndarray], folder: Path, engine: EnginePackage, co
         done_file.write_text(str(first + len(visual)), encoding="utf-8")
 
 
+def _channels(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation [E] over every eighth training view."""
+    sample = np.load(folder / "features.npy", mmap_mode="r")[::8].astype(np.float32).reshape(-1, 256)
+    return sample.mean(0), sample.std(0) + 1e-6
+
+
 def load_bank(folder: Path) -> Bank:
-    """Raises TrainingError where there is none."""
+    """The bank of a split; its sibling 'train' gives the channels' scale. Raises TrainingError where there is none."""
     if not (folder / "bank.json").is_file():
         raise TrainingError(f"There is no bank {folder}.", field="out", remedy="Give --pack, to build it.")
     seen = []
@@ -197,7 +208,10 @@ def load_bank(folder: Path) -> Bank:
         content = json.loads(line)
         boxes = tuple((str(b[0]), *map(float, b[1:])) for b in content["boxes"])
         seen.append(Seen(**{**content, "boxes": boxes, "origin": tuple(content["origin"])}))
+    mean, deviation = _channels(folder.with_name("train"))
     return Bank(
+        mean=mean,
+        deviation=deviation,
         features=np.load(folder / "features.npy", mmap_mode="r"),
         thumbs=np.load(folder / "thumbs.npy", mmap_mode="r"),
         seen=tuple(seen),
@@ -207,7 +221,10 @@ def load_bank(folder: Path) -> Bank:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """What one row of a batch is about: the views read (several frames of a part), labels asked, and the truth."""
+    """What one row of a batch is about: the views read (several frames of a part), labels asked, and the truth.
+
+    whole: a board with all its tiles, not a single view.
+    """
 
     views: tuple[int, ...]
     set_name: str
@@ -215,6 +232,7 @@ class Example:
     labels: tuple[str, ...]
     boxes: tuple[tuple[str, float, float, float, float], ...]
     image_class: str | None
+    whole: bool = False
 
     def there(self) -> set[str]:
         return {box[0] for box in self.boxes} | ({self.image_class} if self.image_class else set())
@@ -258,6 +276,7 @@ def part_examples(bank: Bank, frames: int) -> list[Example]:
             labels=labels,
             boxes=whole.boxes,
             image_class=None,
+            whole=True,
         )
         found.append(example)
     return found

@@ -24,8 +24,8 @@ EngineOption = Annotated[
     typer.Option("--engine", envvar="AURORAEDGE_ENGINE", help="Whose encoder is used; else the embedded one."),
 ]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Runs of each variant.")]
-StepsOption = Annotated[int | None, typer.Option(min=1, help="Training steps of each run.")]
-StartOption = Annotated[int | None, typer.Option(min=1, help="Steps of the common start.")]
+StepsOption = Annotated[int | None, typer.Option(min=0, help="Further steps of each variant alone.")]
+SharedOption = Annotated[int | None, typer.Option(min=1, help="Steps of the joint training of all variants, a seed.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 
 
@@ -40,7 +40,7 @@ def _run(
     engine: Path | None,
     seeds: int,
     steps: int | None,
-    start_steps: int | None,
+    shared_steps: int | None,
     threads: int,
 ) -> None:
     with exit_codes():
@@ -55,7 +55,7 @@ def _run(
             seeds=seeds,
             console=open_console(),
             steps=steps,
-            start_steps=start_steps,
+            shared_steps=shared_steps,
             threads=threads,
         )
 
@@ -67,11 +67,11 @@ def compression(
     engine: EngineOption = None,
     seeds: SeedsOption = 3,
     steps: StepsOption = None,
-    start_steps: StartOption = None,
+    shared_steps: SharedOption = None,
     threads: ThreadsOption = 1,
 ) -> None:
     """The decoder reads 64 compressed tokens or all 256: operations, latency, quality."""
-    _run("compression", pack, out, engine, seeds, steps, start_steps, threads)
+    _run("compression", pack, out, engine, seeds, steps, shared_steps, threads)
 
 
 @app.command()
@@ -81,11 +81,11 @@ def fusion(
     engine: EngineOption = None,
     seeds: SeedsOption = 3,
     steps: StepsOption = None,
-    start_steps: StartOption = None,
+    shared_steps: SharedOption = None,
     threads: ThreadsOption = 1,
 ) -> None:
     """Fusion none, cross-attention alone, and combined."""
-    _run("fusion", pack, out, engine, seeds, steps, start_steps, threads)
+    _run("fusion", pack, out, engine, seeds, steps, shared_steps, threads)
 
 
 @app.command()
@@ -95,11 +95,11 @@ def ratio(
     engine: EngineOption = None,
     seeds: SeedsOption = 3,
     steps: StepsOption = None,
-    start_steps: StartOption = None,
+    shared_steps: SharedOption = None,
     threads: ThreadsOption = 1,
 ) -> None:
     """256 visual tokens to 128, 64, 32 and 16, with recall by defect size."""
-    _run("ratio", pack, out, engine, seeds, steps, start_steps, threads)
+    _run("ratio", pack, out, engine, seeds, steps, shared_steps, threads)
 
 
 @app.command()
@@ -109,11 +109,11 @@ def reconstruction(
     engine: EngineOption = None,
     seeds: SeedsOption = 3,
     steps: StepsOption = None,
-    start_steps: StartOption = None,
+    shared_steps: SharedOption = None,
     threads: ThreadsOption = 1,
 ) -> None:
     """An auxiliary loss that rebuilds the visual tokens, or the pixels, from the compressed tokens."""
-    _run("reconstruction", pack, out, engine, seeds, steps, start_steps, threads)
+    _run("reconstruction", pack, out, engine, seeds, steps, shared_steps, threads)
 
 
 @app.command()
@@ -123,11 +123,11 @@ def frames(
     engine: EngineOption = None,
     seeds: SeedsOption = 3,
     steps: StepsOption = None,
-    start_steps: StartOption = None,
+    shared_steps: SharedOption = None,
     threads: ThreadsOption = 1,
 ) -> None:
     """Four tiles of a board at 16 or 64 tokens each, with and without a frame embedding."""
-    _run("frames", pack, out, engine, seeds, steps, start_steps, threads)
+    _run("frames", pack, out, engine, seeds, steps, shared_steps, threads)
 
 
 @app.command()
@@ -137,11 +137,11 @@ def depth(
     engine: EngineOption = None,
     seeds: SeedsOption = 3,
     steps: StepsOption = None,
-    start_steps: StartOption = None,
+    shared_steps: SharedOption = None,
     threads: ThreadsOption = 1,
 ) -> None:
     """Fusion depth 0, 1, 2 and 4, and deeper fusion at 32 and 16 tokens."""
-    _run("depth", pack, out, engine, seeds, steps, start_steps, threads)
+    _run("depth", pack, out, engine, seeds, steps, shared_steps, threads)
 
 
 @app.command()

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from safetensors.torch import save_file
 
 from auroraedge.inspection.tokenizer import InspectionTokenizer
 from auroraedge.runtime.engine import EnginePackage
 from auroraedge.runtime.inspector import DEFAULT_ENGINE
 from auroraedge.train.ablation.bank import PLAN, Bank, build_bank, load_bank
 from auroraedge.train.ablation.costs import latency
-from auroraedge.train.ablation.runs import START, Budget, Run, claimed, finished
+from auroraedge.train.ablation.runs import Run, Shared
+from auroraedge.train.ablation.training import Budget, claimed, finished
 from auroraedge.train.ablation.variants import EXPERIMENTS, VARIANTS
-
-_POLL_SECONDS = 5.0
 
 
 def prepare(
@@ -37,19 +34,17 @@ def prepare(
     return {split: load_bank(out / "bank" / split) for split in plan}, InspectionTokenizer.load(engine)
 
 
-def common_start(
-    out: Path, budget: Budget, banks: dict[str, Bank], tokenizer: InspectionTokenizer, console: Console
+def shared_start(
+    out: Path, seed: int, budget: Budget, banks: dict[str, Bank], tokenizer: InspectionTokenizer, console: Console
 ) -> Path:
-    """Weights that all variants start from: projector and decoder, trained on block averages of V without fusion."""
-    folder = out / "runs" / "start"
-    weights = folder / "weights.safetensors"
+    """Weights after the joint training of a seed, trained here where they are missing."""
+    folder = out / "runs" / f"shared-s{seed}"
     with claimed(folder, wait=True):
-        run = Run(folder, START, 0, budget, banks, tokenizer, None)
-        if finished(folder, run.sha) is None:
-            run.train(console, "common start")
-            save_file(run.weights(), weights)
-            run.finish(console)
-    return weights
+        shared = Shared(folder, seed, budget, banks, tokenizer)
+        if finished(folder, shared.sha) is None:
+            shared.train(console, f"all variants, seed {seed}")
+            shared.finish()
+    return folder / "weights.safetensors"
 
 
 def run_variants(
@@ -63,23 +58,15 @@ def run_variants(
     console: Console,
 ) -> None:
     """Trains and scores what is missing, seed by seed. Several processes may share `out`: each run belongs to one."""
-    start = common_start(out, budget, banks, tokenizer, console)
-    pending = [(seed, name) for seed in seeds for name in names]
-    while pending:
-        later = []
-        for seed, name in pending:
+    for seed in seeds:
+        start = shared_start(out, seed, budget, banks, tokenizer, console)
+        for name in names:
             folder = out / "runs" / f"{name}-s{seed}"
-            with claimed(folder) as mine:
-                if not mine:
-                    later.append((seed, name))
-                    continue
+            with claimed(folder, wait=True):
                 run = Run(folder, VARIANTS[name], seed, budget, banks, tokenizer, start)
                 if finished(folder, run.sha) is None:
-                    run.train(console, f"{name} seed {seed}")
+                    run.train(console, f"{name}, seed {seed}")
                     run.finish(console)
-        if len(later) == len(pending):
-            time.sleep(_POLL_SECONDS)
-        pending = later
 
 
 def main_experiment(
@@ -91,15 +78,15 @@ def main_experiment(
     seeds: int,
     console: Console,
     steps: int | None = None,
-    start_steps: int | None = None,
+    shared_steps: int | None = None,
     threads: int = 1,
     plan: dict[str, dict[str, int]] | None = None,
 ) -> None:
-    """`auroraedge ablate EXPERIMENT`: what is missing of it. Without `steps` and `start_steps`: those of `Budget`.
+    """`auroraedge ablate EXPERIMENT`: what is missing of it. Without `steps` and `shared_steps`: those of `Budget`.
 
     Raises DatasetError, EngineError, TrainingError.
     """
-    changed = {name: value for name, value in (("steps", steps), ("start_steps", start_steps)) if value is not None}
+    changed = {name: value for name, value in (("steps", steps), ("shared_steps", shared_steps)) if value is not None}
     budget = replace(Budget(threads=threads), **changed)
     banks, tokenizer = prepare(out, pack, engine or DEFAULT_ENGINE, console, plan)
     run_variants(

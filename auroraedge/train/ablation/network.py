@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from auroraedge.config import PRESETS, ModelPreset
+from auroraedge.inspection.tokenizer import InspectionTokenizer
 from auroraedge.model.configuration import AuroraEdgeConfig
-from auroraedge.model.modeling import AuroraEdgeForConditionalGeneration, block_pool
+from auroraedge.model.modeling import AuroraEdgeForConditionalGeneration
 from auroraedge.train.ablation.questions import Packed
 from auroraedge.train.ablation.variants import Variant
+from auroraedge.train.initialise import ordered_location_embeddings
 
-# Half of nano's width and half of its depth: what two cores can train often enough for intervals.
+# A quarter of nano's width and half of its depth: what two shared cores can train often enough for intervals.
 PRESET: ModelPreset = replace(
     PRESETS["nano"],
     name="ablation",
@@ -25,17 +27,20 @@ PRESET: ModelPreset = replace(
     vision_layers=1,
     vision_heads=4,
     vision_intermediate=256,
-    text_hidden=128,
+    text_hidden=64,
     text_layers=2,
     text_heads=2,
     text_kv_heads=1,
-    text_intermediate=384,
+    text_head_dim=32,
+    text_intermediate=192,
 )
+# nano's 0.02 keeps a network this narrow close to linear for hundreds of steps.
+_STD = 0.08
 _PATCH_VALUES = 4 * 4 * 3  # of a 64 x 64 picture
 
 
 def build_network(
-    variant: Variant, vocab: int, eos_id: int, pad_id: int, width: int = 256
+    variant: Variant, vocab: int, tokenizer: InspectionTokenizer, width: int = 256
 ) -> AuroraEdgeForConditionalGeneration:
     """AuroraEdge with the variant's connectors. The encoder is a stub: its features are stored. width: E."""
     preset = replace(PRESET, vision_hidden=width)
@@ -43,8 +48,8 @@ def build_network(
     config = AuroraEdgeConfig.from_preset(
         preset,
         vocab_size=vocab,
-        eos_token_id=eos_id,
-        pad_token_id=pad_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
         compression="none" if variant.tokens == patches else "mlp",
         num_compressed=variant.tokens,
         fusion=variant.fusion,
@@ -53,22 +58,18 @@ def build_network(
         frame_embedding=variant.frame_embedding,
     )
     config.text_config._attn_implementation = "eager"
-    return AuroraEdgeForConditionalGeneration(config)
+    for part in (config, config.text_config):
+        part.initializer_range = _STD
+    model = AuroraEdgeForConditionalGeneration(config)
+    ordered_location_embeddings(model.get_input_embeddings(), tokenizer.loc_ids, _STD)
+    return model
 
 
 def connect(
-    model: AuroraEdgeForConditionalGeneration, features_BNE: torch.Tensor, pool: int | None = None
+    model: AuroraEdgeForConditionalGeneration, features_BNE: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """V, C and mask of stored features [B * frames, N, E].
-
-    pool: average blocks of the visual tokens down to so many, without parameters (the common start of all variants).
-    """
-    visual, compressed, mask = model.connect(features_BNE, features_BNE.new_ones(features_BNE.shape[:2]))
-    if pool is not None and pool < compressed.shape[1]:
-        matrix = block_pool(compressed.shape[1], pool)
-        assert matrix is not None
-        compressed = (matrix * (pool / compressed.shape[1])) @ compressed
-    return visual, compressed, mask
+    """V, C and mask of stored features [B * frames, N, E] of full views."""
+    return model.connect(features_BNE, features_BNE.new_ones(features_BNE.shape[:2]))
 
 
 def _text_inputs(
@@ -113,11 +114,9 @@ def packed_hidden(
 class Reader:
     """Reads C once and then any number of packed rows about it: the same states as `packed_hidden`, for scoring."""
 
-    def __init__(
-        self, model: AuroraEdgeForConditionalGeneration, features_BNE: torch.Tensor, pool: int | None = None
-    ) -> None:
+    def __init__(self, model: AuroraEdgeForConditionalGeneration, features_BNE: torch.Tensor) -> None:
         self.model = model
-        self.connected = connect(model, features_BNE, pool)
+        self.connected = connect(model, features_BNE)
         compressed = self.connected[1]
         b, self.count = compressed.shape[:2]
         output = model.language_model.model(
@@ -148,12 +147,16 @@ def logits_at(
     return model.language_model.lm_head(hidden_BLD[chosen_BL])
 
 
-def token_loss(logits: torch.Tensor, packed: Packed, soft: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
-    """Weighted cross-entropy of all taught tokens; locations against soft targets, less what those allow at best."""
+def token_loss(
+    logits: torch.Tensor, packed: Packed, soft: torch.Tensor, floor: torch.Tensor, verdict: tuple[int, int]
+) -> dict[str, torch.Tensor]:
+    """'tokens': weighted cross-entropy of all taught tokens, locations against soft targets, less what those allow at
+    best; 'verdict': that of the verdicts alone, without gradient."""
     taught = packed.targets >= 0
     truth, weight = packed.targets[taught], packed.weights[taught]
     entropy = -(soft[truth] * F.log_softmax(logits, -1)).sum(-1) - floor[truth]
-    return (entropy * weight).sum() / weight.sum()
+    judged = (truth == verdict[0]) | (truth == verdict[1])
+    return {"tokens": (entropy * weight).sum() / weight.sum(), "verdict": entropy[judged].detach().mean()}
 
 
 class Reconstruction(nn.Module):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from auroraedge.data.instructions import Target, answer_ids
-from auroraedge.inspection.prompts import Prompt, PromptKind, build_prompt
+from auroraedge.inspection.prompts import PromptKind, build_prompt
 from auroraedge.inspection.tokenizer import InspectionTokenizer
 from auroraedge.train.ablation.bank import Example
 
@@ -27,7 +27,11 @@ _MOST_BOXES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A prompt about one label, with the answer that is taught: token ids, their loss weights."""
+    """A prompt about one label, with the answer that is taught: token ids, their loss weights.
+
+    The prompts are the product's, less what costs tokens and tells nothing here: the question mark after the label
+    (the verdict is read at the label itself) and the words about the reference.
+    """
 
     kind: PromptKind
     label: str
@@ -56,8 +60,7 @@ class Packed:
 
 
 def _question(tokenizer: InspectionTokenizer, kind: PromptKind, label: str, example: Example) -> Question:
-    reference = example.set_name == "deeppcb"
-    prompt: Prompt = build_prompt(kind, example.labels, label, reference=reference)
+    prompt = build_prompt(kind, example.labels, label)
     targets = [Target(label=b[0], box=(b[1], b[2], b[3], b[4])) for b in example.boxes]
     answer = answer_ids(
         tokenizer,
@@ -70,7 +73,7 @@ def _question(tokenizer: InspectionTokenizer, kind: PromptKind, label: str, exam
     if kind is PromptKind.LOCATE:
         answer = answer[: 1 + _MOST_BOXES * (len(tokenizer.label_ids(label)) + 4)]
     weights = [2.0] + [1.0 if tokenizer.location_bin(i) is None else 0.6 for i in answer[1:]]
-    words = tuple(tokenizer.encode(prompt.text))
+    words = tuple(tokenizer.encode(prompt.text.removesuffix("?")))
     return Question(kind=kind, label=label, prompt=words, answer=tuple(answer), weights=tuple(weights))
 
 

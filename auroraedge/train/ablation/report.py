@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from auroraedge.errors import TrainingError
 from auroraedge.train.ablation.bank import Bank, part_examples, single_view_examples
 from auroraedge.train.ablation.costs import NEW, TEXT, operations, percentiles
@@ -74,7 +72,6 @@ def collect(out: Path, experiment: str, bank: Bank) -> dict[str, Any]:
                 str(seed): {
                     "cpu_seconds": run["cpu_seconds"],
                     "parameters": run["parameters"],
-                    "loss": [entry["tokens"] for entry in run["log"]],
                     "settings_sha256": run["settings_sha256"],
                     "answers": {kind: _compact(kind, values) for kind, values in run["scores"]["test"].items()},
                 }
@@ -118,8 +115,8 @@ def markdown(content: dict[str, Any], latency: dict[str, Any] | None = None) -> 
     budget = content["budget"]
     what = "boards" if content["experiment"] == "frames" else "views"
     lines = [
-        f"{content['question']} Seeds {', '.join(seeds)}; {budget['steps']} steps of {budget['batch_size']} rows each "
-        f"after a common start of {budget['start_steps']}; {len(content['views']['groups'])} {what} and "
+        f"{content['question']} Seeds {', '.join(seeds)}; {budget['shared_steps']} steps of joint training a seed, "
+        f"{budget['steps']} of each variant alone; {len(content['views']['groups'])} {what} and "
         f"{len(content['exists'])} questions of `test`.",
         "",
         *_table(
@@ -144,7 +141,7 @@ def markdown(content: dict[str, Any], latency: dict[str, Any] | None = None) -> 
 
 def _costs(content: dict[str, Any], latency: dict[str, Any] | None) -> list[str]:
     """Operations of one answer, training time, and latency where it was measured."""
-    header = ["variant", "decoder reads", "nano, GFLOPs", "2b, GFLOPs", "to the first token", "training, CPU s"]
+    header = ["variant", "decoder reads", "nano, GFLOPs", "2b, GFLOPs", "to the first token, nano / 2b"]
     if latency:
         header += ["first token, ms", "whole answer, ms"]
     rows = []
@@ -152,14 +149,12 @@ def _costs(content: dict[str, Any], latency: dict[str, Any] | None) -> list[str]
         variant = content["variants"][name]
         counts = {p: content["operations"][name][p] for p in ("nano", "2b")}
         first = {p: sum(c.values()) - c["generation"] for p, c in counts.items()}
-        cpu = np.mean([run["cpu_seconds"] for run in content["runs"][name].values()])
         row = [
             name,
             f"{variant['tokens'] * variant['frames']}",
             f"{sum(counts['nano'].values()) / 1e9:.2f}",
             f"{sum(counts['2b'].values()) / 1e9:.0f}",
             f"{first['nano'] / 1e9:.2f} / {first['2b'] / 1e9:.0f}",
-            f"{cpu:.0f}",
         ]
         if latency:
             own = latency["samples_ms"].get(name)

@@ -52,9 +52,9 @@ def asked(examples: Sequence[Example]) -> Asked:
 
 
 def features_of(bank: Bank, examples: Sequence[Example]) -> torch.Tensor:
-    """float32 [B * frames, N, E] of the examples' views."""
+    """float32 [B * frames, N, E] of the examples' views, each channel with mean 0 and deviation 1 over the bank."""
     views = [view for example in examples for view in example.views]
-    return torch.from_numpy(bank.features[views].astype(np.float32))
+    return torch.from_numpy((bank.features[views].astype(np.float32) - bank.mean) / bank.deviation)
 
 
 def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -68,7 +68,6 @@ def answer(
     tokenizer: InspectionTokenizer,
     bank: Bank,
     examples: Sequence[Example],
-    pool: int | None = None,
 ) -> dict[str, list[float]]:
     """Raw answers in the order of `asked`: P(there) of every exists question, and for every label that is there the
     number that is counted and the IoU of the first box that is named (greedy; verdict and label given)."""
@@ -83,7 +82,7 @@ def answer(
         asked_of = [all_exist(tokenizer, e) for e in batch]
         counts = [count_and_place(tokenizer, e)[0] for e in batch]
         packed = pack([[*a, *c] for a, c in zip(asked_of, counts, strict=True)], tokenizer.pad_id)
-        reader = Reader(model, features_of(bank, batch), pool)
+        reader = Reader(model, features_of(bank, batch))
         hidden = reader.hidden(packed)
         for row, (questions, numbers_asked) in enumerate(zip(asked_of, counts, strict=True)):
             chosen = torch.zeros_like(packed.is_prompt)
