@@ -88,7 +88,7 @@ def evaluate(
     name = predictor_name(inspector)
     identity = {"set": set_name, "predictor": name, "recipe_sha256": chosen.sha256}
     with Journal(Path(out), identity) if out is not None else nullcontext() as journal:
-        predictions, interrupted = _predict(inspector, samples, chosen, journal, "model" if progress else None)
+        predictions, interrupted = predict(inspector, samples, chosen, journal, "model" if progress else None)
     if not predictions:
         raise KeyboardInterrupt
     notes = _notes(items, predictions, chosen, set_name, split)
@@ -121,10 +121,10 @@ def evaluate(
     )
 
 
-def _predict(
+def predict(
     predictor: Predictor, samples: Sequence[Sample], recipe: Recipe, journal: Journal | None, title: str | None
 ) -> tuple[list[Prediction], bool]:
-    """Predictions in sample order, and whether Ctrl-C cut them short."""
+    """Predictions in sample order, and whether Ctrl-C cut them short. title: of a bar on stderr; None for no bar."""
     done: list[Prediction] = []
     steps: Iterable[Sample] = samples
     if title is not None:
@@ -172,7 +172,7 @@ def _run_baseline(
             return [], description, False
         if split == TRAIN_SPLIT:
             description += " Split 'train' is what a fitted baseline was fitted on."
-        done, interrupted = _predict(predictor, samples, recipe, None, "baseline" if progress else None)
+        done, interrupted = predict(predictor, samples, recipe, None, "baseline" if progress else None)
     except KeyboardInterrupt:
         return [], "", True
     return ([] if interrupted else done), description, interrupted

@@ -64,6 +64,8 @@ class RecipeCalibration(BaseModel):
     label_presence: weight of the head's presence logits beside the decoder's label logits when a frame is classified.
     details: where the list of defects comes from; 'decoder' also where the head lacks one of the recipe's labels.
     eos_bias: added to the logit of ending the decoder's list; negative values find more.
+    exposure: mean grey level (0..255) that frames are brought to by scaling before they are seen, so that the lamp's
+    brightness does not matter; None leaves them, and so does a golden sample, which tells how bright a part is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,6 +79,7 @@ class RecipeCalibration(BaseModel):
     eos_bias: float = 0.0
     confidence_temperature: float = Field(default=1.0, gt=0)
     confidence_bias: float = 0.0
+    exposure: float | None = Field(default=None, ge=16, le=240)
 
 
 class Calibration(BaseModel):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from auroraedge.errors import AuroraEdgeError, ReferenceRequiredError
@@ -34,6 +35,8 @@ from auroraedge.runtime.generation import Row
 ImageSource = bytes | str | Path | np.ndarray | RawFrame | DecodedImage
 # Views that are inspected together: bounds the memory of a batch, and beyond it a CPU gains nothing.
 MAX_VIEWS = 32
+# Times that a frame is made brighter or darker at most.
+MOST_EXPOSURE = 4.0
 _WHOLE = Tiling()
 
 
@@ -115,19 +118,23 @@ class LoadedFrame:
             if isinstance(image, DecodedImage) and image.verify is not None:
                 image.verify()
 
-    def views(self, recipe: Recipe, regions: Sequence[Region] = (), *, whole: bool = False) -> ViewSet:
+    def views(
+        self, recipe: Recipe, regions: Sequence[Region] = (), *, whole: bool = False, exposure: float | None = None
+    ) -> ViewSet:
         """The views that `recipe` asks for, of the whole frame or of its regions; the same object for equal ones.
 
-        whole: one plain view of the frame or region, whatever the tiling. Raises AuroraEdgeError.
+        whole: one plain view of the frame or region, whatever the tiling. exposure: mean grey level that a frame
+        without a golden sample is brought to, see RecipeCalibration. Raises AuroraEdgeError.
         """
         golden = self._golden_for(recipe)
         tiling = _WHOLE if whole else recipe.tiling
         if tiling.mode == "whole":
             tiling = _WHOLE.model_copy(update={"mirrored": tiling.mirrored, "max_views": tiling.max_views})
         shift = recipe.reference_shift_px if golden is not None else None
-        key = (tiling, tuple(regions), shift)
+        wanted = exposure if golden is None else None
+        key = (tiling, tuple(regions), shift, wanted)
         if key not in self._views:
-            self._views[key] = self._cut(tiling, regions, golden, shift or 0)
+            self._views[key] = self._cut(tiling, regions, golden, shift or 0, wanted)
         return self._views[key]
 
     def _golden_for(self, recipe: Recipe) -> DecodedImage | None:
@@ -150,7 +157,14 @@ class LoadedFrame:
             raise self._golden
         return self._golden
 
-    def _cut(self, tiling: Tiling, regions: Sequence[Region], golden: DecodedImage | None, shift: int) -> ViewSet:
+    def _cut(
+        self,
+        tiling: Tiling,
+        regions: Sequence[Region],
+        golden: DecodedImage | None,
+        shift: int,
+        exposure: float | None,
+    ) -> ViewSet:
         started = time.perf_counter()
         image = self.image
         placed = place_regions(regions, image.width, image.height)
@@ -168,6 +182,9 @@ class LoadedFrame:
             seen = [render_view(image.pixels, view, sample) for view in part]
             # With a golden sample a uniform frame is no riddle: it differs from the sample or is as uniform.
             contrasts.append(255.0 if sample is not None else float(np.stack(seen)[..., 0].std()))
+            if exposure is not None:
+                table = exposure_table(seen, exposure)
+                seen = [np.asarray(cv2.LUT(pixels, table), dtype=np.uint8) for pixels in seen]
             shown += [copy for pixels in seen for copy in mirror_images(pixels)] if tiling.mirrored else seen
         return ViewSet(
             parts=parts,
@@ -232,24 +249,46 @@ def elapsed_ms(since: float) -> float:
     return (time.perf_counter() - since) * 1000.0
 
 
-def prepare(job: InspectionJob, limits: ImageLimits, prompt: Prompt | None = None, *, whole: bool = False) -> Prepared:
+def exposure_table(views: Sequence[np.ndarray], exposure: float) -> np.ndarray:
+    """uint8 [256]: scales grey levels so that the mean over `views` becomes `exposure`, as a brighter lamp would.
+
+    By at most `MOST_EXPOSURE` either way: what is nearly black holds noise and no part.
+    """
+    mean = float(np.mean([pixels.mean() for pixels in views]))
+    factor = float(np.clip(exposure / max(mean, 1.0), 1 / MOST_EXPOSURE, MOST_EXPOSURE))
+    return np.minimum(np.rint(np.arange(256) * factor), 255).astype(np.uint8)
+
+
+def prepare(
+    job: InspectionJob,
+    limits: ImageLimits,
+    prompt: Prompt | None = None,
+    *,
+    whole: bool = False,
+    exposure: float | None = None,
+) -> Prepared:
     """Decodes the job's images and renders its views; the arguments and errors of `prepare_on`."""
     frame = LoadedFrame(job.image, job.reference, limits)
-    item = prepare_on(frame, job, prompt, whole=whole)
+    item = prepare_on(frame, job, prompt, whole=whole, exposure=exposure)
     frame.verify()
     return item
 
 
 def prepare_on(
-    frame: LoadedFrame, job: InspectionJob, prompt: Prompt | None = None, *, whole: bool = False
+    frame: LoadedFrame,
+    job: InspectionJob,
+    prompt: Prompt | None = None,
+    *,
+    whole: bool = False,
+    exposure: float | None = None,
 ) -> Prepared:
     """One prompt on a frame; None is the one of the recipe's task.
 
-    whole: one plain view of the whole frame, whatever the recipe's tiling. Raises AuroraEdgeError for input that cannot
-    be inspected.
+    whole: one plain view of the whole frame, whatever the recipe's tiling. exposure: see LoadedFrame.views. Raises
+    AuroraEdgeError for input that cannot be inspected.
     """
     recipe = job.recipe
-    views = frame.views(recipe, job.regions, whole=whole)
+    views = frame.views(recipe, job.regions, whole=whole, exposure=exposure)
     if prompt is None:
         kind = PromptKind.CLASSIFY if recipe.task == "classify" else PromptKind.INSPECT
         prompt = build_prompt(kind, recipe.label_names, reference=views.reference_used)

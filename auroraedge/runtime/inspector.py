@@ -114,7 +114,7 @@ class Inspector:
             image_name=image_name,
             regions=tuple(regions),
         )
-        item = prepare(job, self._limits)
+        item = self._prepare(job)
         self._run([item], on_verdict=on_verdict)
         return self._outcome.result(item)
 
@@ -125,7 +125,7 @@ class Inspector:
         places: list[int] = []
         for index, job in enumerate(jobs):
             try:
-                items.append(prepare(job, self._limits))
+                items.append(self._prepare(job))
                 places.append(index)
             except AuroraEdgeError as error:
                 outcomes[index] = error
@@ -212,7 +212,8 @@ class Inspector:
                 prompt = None if wanted.prompt is None else self._as_prompt(wanted.prompt, job)
                 # A free prompt is about the frame as a whole, and has no verdict that mirror images could make surer.
                 whole = prompt is not None and prompt.kind is PromptKind.FREE
-                item = prepare_on(frame, job, None if prompt is None else self._put(prompt, job), whole=whole)
+                put = None if prompt is None else self._put(prompt, job)
+                item = prepare_on(frame, job, put, whole=whole, exposure=self._exposure(job))
             except AuroraEdgeError as error:
                 outcomes[index] = error
                 continue
@@ -254,7 +255,7 @@ class Inspector:
                 f"max_new_tokens is {max_new_tokens}; it must be positive.", field="max_new_tokens"
             )
         job = InspectionJob(image=image, recipe=recipe, reference=reference)
-        item = prepare(job, self._limits, self._as_prompt(prompt, job), whole=True)
+        item = self._prepare(job, self._as_prompt(prompt, job), whole=True)
         self._encode([item])
         row = item.rows[0]
         row.max_new_tokens = max_new_tokens
@@ -270,11 +271,17 @@ class Inspector:
 
     def examine(self, job: InspectionJob) -> tuple[dict[str, float], list[Defect]]:
         """What calibration is fitted on: the features of P(NG), and the merged defects with raw confidences."""
-        item = prepare(job, self._limits)
+        item = self._prepare(job)
         self._run([item])
         return self._outcome.features(item), self._outcome.raw_defects(item)
 
     # -- steps -----------------------------------------------------------------------------------------------------
+
+    def _exposure(self, job: InspectionJob) -> float | None:
+        return self._package.calibration.of(job.recipe.id).exposure
+
+    def _prepare(self, job: InspectionJob, prompt: Prompt | None = None, *, whole: bool = False) -> Prepared:
+        return prepare(job, self._limits, prompt, whole=whole, exposure=self._exposure(job))
 
     def _as_prompt(self, prompt: str | Prompt, job: InspectionJob) -> Prompt:
         if isinstance(prompt, Prompt):
