@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from auroraedge.errors import EngineError, EngineIncompatibleError
 from auroraedge.manifest import GraphSpec, TensorSpec
+from auroraedge.runtime.huge_pages import LARGE_BYTES, huge_pages, weight_bytes
 
 Arrays = Mapping[str, np.ndarray]
 # ONNX Runtime's names of the element types that a graph may take or give.
@@ -53,7 +54,8 @@ class OrtSession:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         self.name = path.name
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            with huge_pages(weight_bytes(path) >= LARGE_BYTES):
+                self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own family, which has no common public base
             raise EngineIncompatibleError(
                 f"ONNX Runtime {ort.__version__} cannot load {path.name}: {error}.", field=path.name
