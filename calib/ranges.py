@@ -53,6 +53,7 @@ class Ranges:
     layers: dict[str, LayerRange]
     views: int
     set_sha256: str
+    set_name: str = ""
 
     def largest(self, method: Method = "entropy") -> dict[str, float]:
         """Half-width of the range by module name."""
@@ -134,7 +135,7 @@ def measure_ranges(model: AuroraEdgeForConditionalGeneration, frames: Calibratio
         )
         for name, value in largest.items()
     }
-    return Ranges(layers=layers, views=len(frames.patches), set_sha256=frames.sha256)
+    return Ranges(layers=layers, views=len(frames.patches), set_sha256=frames.sha256, set_name=frames.name)
 
 
 def _threshold(layer: LayerRange, method: Method) -> float:

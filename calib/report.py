@@ -142,6 +142,7 @@ def write_report(
     ]
     facts = [
         ("views", str(ranges.views)),
+        ("from", ranges.set_name or "not said"),
         ("calibration set", ranges.set_sha256),
         ("method", method),
         ("layers", str(len(ranges.layers))),

@@ -26,7 +26,7 @@ ALLOWED = {
     "studies": {"store", "runtime", "client"},
     "serving": set(),
     "_proto": set(),
-    "calib": {"evaluate", "train", "data", "model", "ops", "runtime"},
+    "calib": {"evaluate", "train", "data", "model", "ops", "runtime", "store"},
     "engine_build": {"calib", "evaluate", "train", "data", "model", "ops", "runtime", "kernels"},
     "service": {"serving", "report", "studies", "store", "runtime", "client", "_proto"},
     "kernels": {"ops"},
