@@ -42,7 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="engine package (default: auroraedge/assets/engines/MODEL-TARGET)")
     parser.add_argument("--precision", help="one that --list shows for the target")
     parser.add_argument("--decoder", help="decoder backend, one that --list shows for the target")
-    parser.add_argument("--calibration", type=Path, metavar="PACK", help="dataset whose train splits calibrate as well")
+    parser.add_argument(
+        "--calibration",
+        metavar="SOURCE",
+        help="dataset pack (its train splits), set of calib.gather, result store, or folder or video with ,recipe=ID",
+    )
     parser.add_argument("--views", type=int, default=96, help="calibration views (default: 96)")
     parser.add_argument("--workspace", type=Path, help="folder of the build's steps (default: build/MODEL-TARGET)")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted build in the workspace")
