@@ -40,9 +40,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scaling-rounds", type=int, default=5, help="of prompts, frames and pixels; 0: none")
     parser.add_argument("--starts", type=int, default=1, help="how often a contender is started to time its loading")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="cpu: these contenders, or 'scaling'")
-    parser.add_argument(
-        "--nice", type=int, metavar="N", help="cpu: niceness of the contenders while measured (-20 needs root)"
-    )
     parser.add_argument("--engine", type=Path, help="engine package (default: the embedded one)")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="the weights it was built from")
     parser.add_argument("--smoke", action="store_true", help="gpu: the same code, small, on a CPU")
@@ -63,7 +60,6 @@ def _run(options: argparse.Namespace, console: Console) -> Document:
             scaling_rounds=options.scaling_rounds,
             starts=options.starts,
             only=options.only,
-            nice=options.nice,
             console=console,
         )
     if options.suite == "service":

@@ -59,6 +59,15 @@ def memory_gb() -> float:
         return 0.0
 
 
+def _precedence() -> str:
+    """Niceness of this process and, where Linux groups sessions, of its group: 'nice 0, group nice -10'."""
+    group = Path("/proc/self/autogroup")
+    found = f"nice {os.nice(0)}" if hasattr(os, "nice") else ""
+    if group.is_file():
+        found += f", group {group.read_text(encoding='ascii').strip().partition(' ')[2]}"
+    return found
+
+
 def _versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
@@ -80,6 +89,7 @@ def environment() -> dict[str, object]:
         "memory_gb": round(memory_gb(), 1),
         "cores": os.cpu_count(),
         "load_average": list(os.getloadavg()),
+        "precedence": _precedence(),
         "python": platform.python_version(),
         "packages": _versions(),
     }

@@ -3,9 +3,10 @@
     PYTHONPATH=. python benchmarks/gpu_session.py --out $OUT        (needs torch, triton, transformers; about 8 minutes)
 
 Stages: tests/gpu, compute-sanitizer where it is installed, benchmarks/kernels.py in float16 and bfloat16, a sweep over
-the tiles, the SASS of what was compiled, and the 2b model with random weights (eager, fused connectors, CUDA graphs,
-compiled). A stage that fails is reported and the next one runs. The table comes last; gpu_session.json, dispatch.json
-(for kernels/) and a plot go to --out. The exit status is 1 after a failed parity or a failed stage, 3 without a GPU.
+the tiles, the SASS of what was compiled, the 2b model with random weights (eager, fused connectors, CUDA graphs,
+compiled), and the GPU suite against other models' shapes (benchmarks/gpu.py). A stage that fails is reported and the
+next one runs. The table comes last; gpu_session.json, gpu_suite.json, dispatch.json (for kernels/) and a plot go to
+--out. The exit status is 1 after a failed parity or a failed stage, 3 without a GPU.
 
 `--smoke` runs the same code small on a CPU in Triton's interpreter, to test the script itself.
 """
@@ -44,6 +45,8 @@ from rich.table import Table  # noqa: E402
 
 from benchmarks import kernels as bench  # noqa: E402
 from benchmarks.environment import environment, percentiles  # noqa: E402
+from benchmarks.suite import Document  # noqa: E402
+from benchmarks.tables import document_tables  # noqa: E402
 from kernels.gpus import nearest_gpu  # noqa: E402
 from kernels.launch import gpu_of  # noqa: E402
 from kernels.sass import tool  # noqa: E402
@@ -250,6 +253,14 @@ def stage_model() -> dict[str, Any]:
     return {"passed": passed, "rows": rows, "not_measured": errors}
 
 
+def stage_peers() -> dict[str, Any]:
+    """The GPU suite (benchmarks/gpu.py): the 2b model against its uncompressed baseline and others' shapes."""
+    from benchmarks import gpu
+
+    document = gpu.measure(DEVICE, DTYPE, rounds=10, smoke=SMOKE, console=console)
+    return {"passed": bool(document.measurements), "document": document.model_dump(mode="json")}
+
+
 def _try(
     name: str,
     make: Callable[[], Callable[[], Any]],
@@ -323,6 +334,8 @@ def summary(report: dict[str, Any]) -> list[Table]:
                 p = percentiles(samples)
                 table.add_row(str(row["views"]), name, f"{p['p50']:.2f} / {p['p95']:.2f}", f"{row['cosine']:.5f}")
         tables.append(table)
+    if report.get("peers", {}).get("document"):
+        tables += document_tables(Document.model_validate(report["peers"]["document"]))
     if report.get("float16", {}).get("rows"):
         table = Table(title="Targets")
         for title in ("target", "measured", "met"):
@@ -360,6 +373,7 @@ def main() -> int:
         "tiles": stage_tiles,
         "sass": stage_sass,
         "model": stage_model,
+        "peers": stage_peers,
         "sanitizer": stage_sanitizer,
     }
     started = time.perf_counter()
@@ -382,6 +396,10 @@ def main() -> int:
         (options.out / "gpu_session.json").write_text(
             json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8"
         )
+    if report.get("peers", {}).get("document"):
+        # What `python -m benchmarks report` reads, once it is put into benchmarks/results.
+        found = Document.model_validate(report["peers"]["document"])
+        (options.out / "gpu_suite.json").write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
     rows = (
         bench.dispatch_rows(report["float16"], report["device"]["gpu"]) if report.get("float16", {}).get("rows") else []
     )

@@ -40,13 +40,24 @@ Feed = dict[str, np.ndarray]
 
 
 def session(
-    path: Path, threads: int, *, fold: bool = False, spin: str = "0", stop: str = "0", profile: str = ""
+    path: Path,
+    threads: int,
+    *,
+    fold: bool = False,
+    spin: str = "0",
+    stop: str = "0",
+    pinned: bool = False,
+    profile: str = "",
 ) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", spin)
     options.add_session_config_entry("session.force_spinning_stop", stop)
+    if pinned and threads > 1:
+        # The calling thread is the first; the others each get a core of their own, counted from 1.
+        cores = ";".join(str(core) for core in range(2, threads + 1))
+        options.add_session_config_entry("session.intra_op_thread_affinities", cores)
     if fold:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if profile:
@@ -110,7 +121,10 @@ class Bench:
         for number in range(self.rounds + 1):
             if number:
                 self.document.probe_ms.append(probe_ms())
-            for name, run in forms.items():
+            turn = number % len(forms)
+            names = list(forms)
+            for name in [*names[turn:], *names[:turn]]:
+                run = forms[name]
                 cpu, started = time.process_time(), time.perf_counter()
                 run()
                 if number:
@@ -219,6 +233,7 @@ def run(engine: Path, model: Path, rounds: int, threads: int, console: Console) 
             "as shipped": {},
             "spinning": {"spin": "1"},
             "spinning, stopped after each run": {"spin": "1", "stop": "1"},
+            "pinned threads": {"pinned": True},
             "one thread": {"threads": 1},
         }
         work = (("vision", feeds.vision()), ("fusion", feeds.fusion()), ("decoder", feeds.decode(128, 0)))

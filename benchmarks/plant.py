@@ -41,7 +41,7 @@ class Device:
 
 DEVICES = (
     Device(name="Jetson AGX Orin 64 GB", tflops=42.5, bandwidth_gb_s=204.8, memory_gb=64, power_w=60,
-           source="NVIDIA Jetson AGX Orin series data sheet: 170 sparse INT8 TOPS of the GPU, 85 dense, half of it in FP16"),
+           source="NVIDIA Jetson AGX Orin data sheet: 170 sparse INT8 TOPS of the GPU, 85 dense, half in FP16"),
     Device(name="H100 SXM", tflops=989.0, bandwidth_gb_s=3350.0, memory_gb=80, power_w=700,
            source="NVIDIA H100 data sheet, SXM5, dense FP16"),
 )  # fmt: skip
@@ -145,7 +145,7 @@ def plan(a: Assumptions, devices: tuple[Device, ...] = DEVICES) -> Plant:
 
     vlm = auroraedge_shape(a.preset)
     first = sum(vlm.count(text=a.prompt_tokens, new=1).values())
-    weights = _weight_bytes(a.preset)
+    weights = weight_bytes(a.preset)
     frames = a.cameras * a.rate
     views = frames * a.views
     estimates = []
@@ -178,7 +178,7 @@ def plan(a: Assumptions, devices: tuple[Device, ...] = DEVICES) -> Plant:
     )
 
 
-def _weight_bytes(preset: str) -> dict[str, float]:
+def weight_bytes(preset: str) -> dict[str, float]:
     """Of the matrices, float16; the embedding table counts once (tied)."""
     from auroraedge.config import PRESETS
 

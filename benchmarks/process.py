@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import multiprocessing
-import os
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -91,15 +90,6 @@ class ContenderProcess:
             raise EngineError(f"The contender {self.name} failed: {last}", field=self.name)
         return found
 
-    def prioritise(self, nice: int) -> bool:
-        """Sets the niceness of all its threads; False where the system does not allow it."""
-        try:
-            for task in Path(f"/proc/{self._process.pid}/task").iterdir():
-                os.setpriority(os.PRIO_PROCESS, int(task.name), nice)
-        except OSError:
-            return False
-        return True
-
     def call(self, method: str, case: str, **options: Any) -> Any:
         self._pipe.send((method, case, options))
         found = self._receive()
@@ -134,7 +124,10 @@ def probe_ms() -> float:
     started = time.perf_counter()
     for _ in range(3):
         _PROBE[0] @ _PROBE[0]
-    return (time.perf_counter() - started) * 1000
+    found = (time.perf_counter() - started) * 1000
+    # The library's threads spin for a while before they sleep; the first contender must not run beside them.
+    time.sleep(0.1)
+    return found
 
 
 _PROBE: list[np.ndarray] = []
@@ -147,12 +140,10 @@ def interleaved(
     rounds: int,
     warmup: int = 1,
     options: Mapping[str, Any] | None = None,
-    nice: int | None = None,
 ) -> tuple[dict[str, dict[str, list[float]]], list[float], dict[str, str]]:
     """Every round measures each contender once, in an order that turns, so that none is always after the same one.
 
-    nice: the contenders' niceness while they are measured, for a machine that others use as well. Returns samples by
-    contender and metric, the probe of each round, and why a contender dropped out.
+    Returns samples by contender and metric, the probe of each round, and why a contender dropped out.
     """
     samples: dict[str, dict[str, list[float]]] = {contender.name: {} for contender in contenders}
     failed: dict[str, str] = {}
@@ -161,9 +152,6 @@ def interleaved(
         turn = number % max(1, len(contenders))
         if number >= warmup:
             probes.append(probe_ms())
-        if nice is not None:
-            for contender in contenders:
-                contender.prioritise(nice)
         for contender in [*contenders[turn:], *contenders[:turn]]:
             if contender.name in failed:
                 continue
@@ -175,7 +163,4 @@ def interleaved(
             if number >= warmup:
                 for metric, value in figures.items():
                     samples[contender.name].setdefault(metric, []).append(value)
-    if nice is not None:
-        for contender in contenders:
-            contender.prioritise(0)
     return {name: found for name, found in samples.items() if name not in failed}, probes, failed
