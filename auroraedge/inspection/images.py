@@ -276,12 +276,12 @@ def _decode_fast(data: bytes, name: str, image: ImageFile.ImageFile) -> NDArray[
     if not plain:
         return None
     try:
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        rgb: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         return None  # Pillow says what is wrong
-    if bgr is None or bgr.dtype != np.uint8 or bgr.shape != (image.height, image.width, 3):
+    if rgb is None or rgb.dtype != np.uint8 or rgb.shape != (image.height, image.width, 3):
         return None
-    rgb: Any = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, dst=bgr)
     return _upright(rgb, orientation)
 
 

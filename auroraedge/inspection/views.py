@@ -135,6 +135,14 @@ def render_view(image: np.ndarray, view: View, reference: np.ndarray | None = No
     return resize_view(np.ascontiguousarray(crop))
 
 
+def contrast(views: Sequence[np.ndarray]) -> float:
+    """Standard deviation of the first channel over all of `views`, uint8 [256, 256, 3] each."""
+    # OpenCV sums whole numbers and needs no copy of the channel.
+    moments = [cv2.meanStdDev(pixels) for pixels in views]
+    means, deviations = (np.array([float(m[i][0][0]) for m in moments]) for i in (0, 1))
+    return float(np.sqrt(max(0.0, (deviations**2 + means**2).mean() - means.mean() ** 2)))
+
+
 def mirror_images(pixels: np.ndarray) -> list[np.ndarray]:
     """A view and its mirror images: itself first, then left-right, top-bottom, both. uint8 [256, 256, 3] each."""
     return [pixels, pixels[:, ::-1], pixels[::-1], pixels[::-1, ::-1]]

@@ -22,6 +22,7 @@ from auroraedge.inspection.results import Region, RequestInfo, new_result_id
 from auroraedge.inspection.views import (
     View,
     check_reference,
+    contrast,
     mirror_images,
     patchify,
     place_regions,
@@ -181,7 +182,7 @@ class LoadedFrame:
         for part in parts:
             seen = [render_view(image.pixels, view, sample) for view in part]
             # With a golden sample a uniform frame is no riddle: it differs from the sample or is as uniform.
-            contrasts.append(255.0 if sample is not None else float(np.stack(seen)[..., 0].std()))
+            contrasts.append(255.0 if sample is not None else contrast(seen))
             if exposure is not None:
                 table = exposure_table(seen, exposure)
                 seen = [np.asarray(cv2.LUT(pixels, table), dtype=np.uint8) for pixels in seen]
