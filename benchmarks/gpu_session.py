@@ -261,6 +261,13 @@ def stage_peers() -> dict[str, Any]:
     return {"passed": bool(document.measurements), "document": document.model_dump(mode="json")}
 
 
+def stage_runtime() -> dict[str, Any]:
+    """nano through the runtimes of this machine: torch, TensorRT where it is installed, and the CPU's engine."""
+    from benchmarks import engine_runtime
+
+    return engine_runtime.measure(2 if SMOKE else 30)
+
+
 def _try(
     name: str,
     make: Callable[[], Callable[[], Any]],
@@ -374,6 +381,7 @@ def main() -> int:
         "sass": stage_sass,
         "model": stage_model,
         "peers": stage_peers,
+        "runtime": stage_runtime,
         "sanitizer": stage_sanitizer,
     }
     started = time.perf_counter()
