@@ -18,7 +18,7 @@ RESAMPLES = 2000
 # A change below this share is not reported as a regression, however certain: it is below what another build of the
 # same compiler or another place in memory does.
 LEAST_CHANGE = 0.05
-_SECOND = {"ms": 1e-3, "s": 1.0}
+_TIMES = ("ms", "s")
 
 Finding = Literal["slower", "faster", "same", "new", "gone"]
 
@@ -32,18 +32,18 @@ class Interval:
     high: float
 
 
-def _resampled_medians(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _resampled(samples: np.ndarray, rng: np.random.Generator, percentile: float = 50.0) -> np.ndarray:
     count = len(samples)
     block = max(1, round(count ** (1 / 3)))
     starts = rng.integers(0, count, (RESAMPLES, -(-count // block)))
     index = (starts[..., None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :count] % count
-    return np.median(samples[index], axis=1)
+    return np.percentile(samples[index], percentile, axis=1)
 
 
 def median_interval(samples: Sequence[float], seed: int = 0) -> Interval:
     """Of one sample the interval is the sample: nothing is known of its noise."""
     values = np.asarray(samples, dtype=np.float64)
-    found = _resampled_medians(values, np.random.default_rng(seed))
+    found = _resampled(values, np.random.default_rng(seed))
     low, high = np.percentile(found, [2.5, 97.5])
     return Interval(middle=float(np.median(values)), low=float(low), high=float(high))
 
@@ -54,15 +54,32 @@ def ratio_interval(over: Sequence[float], under: Sequence[float], *, paired: boo
     if paired and len(a) == len(b):
         return median_interval(a / b, seed)
     rng = np.random.default_rng(seed)
-    found = _resampled_medians(a, rng) / _resampled_medians(b, rng)
+    found = _resampled(a, rng) / _resampled(b, rng)
     low, high = np.percentile(found, [2.5, 97.5])
     return Interval(middle=float(np.median(a) / np.median(b)), low=float(low), high=float(high))
 
 
+def _speed(new: Document, old: Document) -> Interval:
+    """How much slower the machine was in the newer run, by the probe; 1 where a run has none.
+
+    The fifth fastest tells the machine undisturbed: a median would take a busy hour for a slow machine.
+    """
+    if not new.probe_ms or not old.probe_ms:
+        return Interval(middle=1.0, low=1.0, high=1.0)
+    rng = np.random.default_rng(0)
+    a, b = np.asarray(new.probe_ms), np.asarray(old.probe_ms)
+    low, high = np.percentile(_resampled(a, rng, 20.0) / _resampled(b, rng, 20.0), [2.5, 97.5])
+    middle = float(np.percentile(a, 20) / np.percentile(b, 20))
+    return Interval(middle=middle, low=float(low), high=float(high))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One figure against the baseline. ratio: new / old of the medians, for times after taking out how fast the machine
-    was (the probe of both runs). sure: the interval has enough samples to mean something."""
+    """One figure against the baseline.
+
+    ratio: new / old of the medians; for times and rates after taking out how fast the machine was (the probe of both
+    runs), whose own noise widens the interval. sure: there are samples enough for the interval to mean something.
+    """
 
     measurement: Measurement
     finding: Finding
@@ -75,10 +92,7 @@ def compare(new: Document, old: Document) -> list[Change]:
 
     A contender is flagged only where both runs have at least five samples; with fewer it is 'same' and not sure.
     """
-    speed = 1.0
-    if new.probe_ms and old.probe_ms:
-        # The least of the probe is the machine undisturbed; medians would take a busy hour for a slow machine.
-        speed = min(new.probe_ms) / min(old.probe_ms)
+    speed = _speed(new, old)
     changes = []
     for measurement in new.measurements:
         before = old.find(measurement.case, measurement.contender, measurement.metric)
@@ -86,8 +100,13 @@ def compare(new: Document, old: Document) -> list[Change]:
             changes.append(Change(measurement=measurement, finding="new"))
             continue
         found = ratio_interval(measurement.samples, before.samples)
-        by_speed = speed if measurement.unit in _SECOND else 1 / speed if measurement.unit.endswith("/s") else 1.0
-        ratio = Interval(middle=found.middle / by_speed, low=found.low / by_speed, high=found.high / by_speed)
+        ratio = found
+        if measurement.unit in _TIMES:
+            low, high = found.low / speed.high, found.high / speed.low
+            ratio = Interval(middle=found.middle / speed.middle, low=low, high=high)
+        elif measurement.unit.endswith("/s"):
+            low, high = found.low * speed.low, found.high * speed.high
+            ratio = Interval(middle=found.middle * speed.middle, low=low, high=high)
         sure = min(len(measurement.samples), len(before.samples)) >= 5
         worse, better = ratio.low > 1 + LEAST_CHANGE, ratio.high < 1 - LEAST_CHANGE
         if measurement.better == "more":
