@@ -60,6 +60,7 @@ def _run(options: argparse.Namespace, console: Console) -> Document:
             scaling_rounds=options.scaling_rounds,
             starts=options.starts,
             only=options.only,
+            save=lambda document: write_document(document, options.json) if options.json else None,
             console=console,
         )
     if options.suite == "service":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -263,9 +263,12 @@ def run(
     scaling_rounds: int,
     starts: int = 1,
     only: Sequence[str] = (),
+    save: Callable[[Document], None] = lambda document: None,
     console: Console,
 ) -> Document:
-    """`only`: contenders by name, 'scaling', or none for all. Raises EngineError when our own engine fails."""
+    """`only`: contenders by name, 'scaling', or none for all. save: called with what there is after each part, so that
+    a run that is cut off keeps it. Raises EngineError when our own engine fails.
+    """
     document = Document(
         suite="cpu",
         title="One 640x640 frame, a prompt of 64 tokens, 20 new tokens, on a CPU",
@@ -293,6 +296,13 @@ def run(
         finally:
             for process in running:
                 process.close()
+        save(document)
+    if wanted("scaling") and scaling_rounds:
+        scaling(threads, engine, scaling_rounds, document, console)
+    floors(threads, document)
+    targets(document)
+    document.notes += NOTES
+    save(document)
     for entry in large_entries():
         if not wanted(entry.name) or large_rounds < 1:
             continue
@@ -304,11 +314,7 @@ def run(
         finally:
             for process in running:
                 process.close()
-    if wanted("scaling") and scaling_rounds:
-        scaling(threads, engine, scaling_rounds, document, console)
-    floors(threads, document)
-    targets(document)
-    document.notes += NOTES
+        save(document)
     return document
 
 
