@@ -102,6 +102,7 @@ class EngineDescription(_Model):
 
     precision: by graph, such as "fp32" or "int8-dynamic". parity: by stage, figures against the model it was built from
     (max_abs, cosine, task metrics). compute_capability: of the GPU that the graphs are compiled for, such as "8.9".
+    decoder_checkpoints: by backend (tensorrt-llm, edge-llm), what the build kit held for it beside the graphs.
     """
 
     model_id: Name
@@ -115,6 +116,7 @@ class EngineDescription(_Model):
     calibration_set_sha256: Sha256 | None = None
     parity: dict[str, dict[str, Figure]] = Field(default_factory=dict)
     kernels: tuple[KernelChoice, ...] = ()
+    decoder_checkpoints: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _precision_of_every_graph(self) -> Self:

@@ -340,6 +340,8 @@ def finish(options):
         )
     )
     print(f"compiler    {compiler} {trt.__version__}")
+    for backend, about in sorted(kit["description"].get("decoder_checkpoints", {}).items()):
+        print(f"also here   decoder-{backend}: {about.split(', sha256')[0]}; sh decoder-{backend}/build.sh")
     cuda = Cuda()
     check_machine(kit, compiler, cuda, options.other_gpu)
     out = Path(options.out).absolute()

@@ -54,6 +54,7 @@ from engine_build.gpu_graphs import (
 from engine_build.network import Precisions
 from engine_build.parity import engine_outputs, stage_parity, torch_outputs
 from engine_build.plan import choose_compiler
+from engine_build.quantisers import Quantisers, check_quantisers
 from engine_build.targets import GRAPHS, Target
 from engine_build.tensorrt_compiler import CompiledGraph, CompileSettings, compile_graph
 from engine_build.weight_source import random_source
@@ -75,6 +76,7 @@ class GpuBuild:
     """What is built. method: of the activation ranges. cache: of the decoder, see engine_build.gpu_graphs.
 
     keep: layers left in 16 bits. keep_worst: so many more, those that a sensitivity sweep finds the most harmful.
+    decoder: the backend asked for; None leaves the choice to engine_build.decoders.
     """
 
     target: Target
@@ -88,6 +90,7 @@ class GpuBuild:
     views: int = 96
     keep_worst: int = 0
     kernel_packs: Path | None = None
+    decoder: str | None = None
 
     def packs(self) -> Packs | None:
         """The kernels compiled for the target; None without --kernel-packs."""
@@ -319,12 +322,18 @@ def profiles(shape: ModelShape, target: Target, cache: Cache) -> dict[str, dict[
     }
 
 
-def write_graph(build: GpuBuild, prepared: Prepared, graph: str, path: Path, options: GraphOptions) -> None:
-    """One graph as ONNX, in the precision of the build."""
+def write_graph(
+    build: GpuBuild, prepared: Prepared, graph: str, path: Path, options: GraphOptions
+) -> dict[str, Quantisers]:
+    """One graph as ONNX, in the precision of the build; returns the quantisers that are active, by submodule.
+
+    Raises EngineError where these are not all that the precision asks for.
+    """
     precisions = Precisions(
         name=build.precision[graph], activation=prepared.activation, keep=prepared.keep or build.keep
     )
-    _WRITERS[graph](path, prepared.shape, prepared.weights, precisions, options)
+    network = _WRITERS[graph](path, prepared.shape, prepared.weights, precisions, options)
+    return check_quantisers(path, network.linear_layers, precisions)
 
 
 def check_in_onnxruntime(build: GpuBuild, prepared: Prepared, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
@@ -476,7 +485,9 @@ def compile_all(
                 continue
             task = progress.add_task(f"{graph}: ONNX, {build.precision[graph]}", total=1.0)
             source = workspace / f"{graph}.onnx"
-            write_graph(build, prepared, graph, source, options)
+            active = write_graph(build, prepared, graph, source, options)
+            counted = "; ".join(f"{name} {counts}" for name, counts in active.items() if counts.weights)
+            console.print(f"{graph}: quantised {counted or 'nothing'}")
 
             def show(share: float, phase: str, task: Any = task, graph: str = graph) -> None:
                 progress.update(task, completed=share, description=f"{graph}: {phase[:40]}")

@@ -21,6 +21,8 @@ from rich.console import Console
 from auroraedge.errors import EngineError
 from auroraedge.manifest import CompilerInfo, GraphSpec, ShapeProfile, TensorSpec
 from engine_build import steps
+from engine_build.decoder_source import decoder_from_model
+from engine_build.decoders import checkpoints_of, write_decoder
 from engine_build.gpu_build import (
     REPORT,
     GpuBuild,
@@ -35,6 +37,7 @@ from engine_build.gpu_build import (
 from engine_build.gpu_graphs import MASKED, Cache, GraphOptions, cache_names
 from engine_build.plan import BUILD_FACTOR
 from engine_build.targets import GRAPHS
+from engine_build.trtllm import BuildSizes
 
 FINISH = Path(__file__).resolve().parent / "finish.py"
 KIT_FILE = "kit.json"
@@ -75,7 +78,8 @@ def write_kit(build: GpuBuild, out: Path, console: Console) -> dict[str, Any]:
                 graphs[graph].append(_form(build, prepared, draft, graph, cache, recorded))
                 console.print(f"{graph}, {cache}: {graphs[graph][-1]['bytes'] / 1e6:.1f} MB")
         shutil.rmtree(draft / "check")
-        kit = _describe_kit(build, prepared, draft, graphs, parity)
+        checkpoints = _write_checkpoints(build, prepared, draft, console)
+        kit = _describe_kit(build, prepared, draft, graphs, parity, checkpoints)
         (draft / KIT_FILE).write_text(json.dumps(kit, indent=1) + "\n", encoding="utf-8")
         if out.exists():
             shutil.rmtree(out)
@@ -84,6 +88,30 @@ def write_kit(build: GpuBuild, out: Path, console: Console) -> dict[str, Any]:
         if draft.exists():
             shutil.rmtree(draft)
     return kit
+
+
+def _write_checkpoints(build: GpuBuild, prepared: Prepared, draft: Path, console: Console) -> dict[str, str]:
+    """Checkpoints of the decoder for the target's other backends, in `decoder-BACKEND`; what each is, in words."""
+    backends = checkpoints_of(build.target, build.decoder)
+    if not backends:
+        return {}
+    assert prepared.model is not None and prepared.frames is not None and prepared.tokenizer_file is not None
+    name = Path(build.model).name
+    source = decoder_from_model(prepared.model, prepared.frames, prepared.tokenizer_file, name=name)
+    sizes = BuildSizes.of(build.target.profile, prepared.shape.compressed)
+    return {
+        backend: write_decoder(
+            backend,
+            source,
+            build.precision["decoder"],
+            draft / f"decoder-{backend}",
+            sizes,
+            console,
+            keep=prepared.keep,
+            make_environment=build.decoder is not None,
+        )
+        for backend in backends
+    }
 
 
 def _form(
@@ -187,6 +215,7 @@ def _describe_kit(
     draft: Path,
     graphs: dict[str, list[dict[str, Any]]],
     parity: dict[str, dict[str, dict[str, float]]],
+    checkpoints: dict[str, str],
 ) -> dict[str, Any]:
     specs = {
         name: GraphSpec.model_validate(
@@ -203,6 +232,7 @@ def _describe_kit(
         parity=parity,
         capability=build.target.compute_capability,
     ).model_dump(mode="json")
+    description["decoder_checkpoints"] = checkpoints
     files = {
         path.relative_to(draft).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(draft.rglob("*"))

@@ -20,6 +20,7 @@ DecoderBackend = Literal["onnxruntime", "tensorrt", "tensorrt-llm", "edge-llm"]
 # or 32-bit arithmetic (int4 on a CPU: 8-bit activations, LM head int8-dynamic). All else of a graph stays in 16 bit on
 # a GPU and in 32 bit on a CPU.
 Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int4", "fp8"]
+_ALIASES = {"trtllm": "tensorrt-llm", "edgellm": "edge-llm"}
 WEIGHT_BITS: dict[str, float] = {
     "fp32": 32,
     "fp16": 16,
@@ -117,7 +118,7 @@ class Target(_Model):
 
     def decoder_backend(self, name: str | None) -> DecoderBackend:
         """The decoder backend to use. Raises EngineError for one that the target does not offer."""
-        chosen = name or self.decoder_backends[0]
+        chosen = _ALIASES.get(name or "", name) or self.decoder_backends[0]
         for backend in self.decoder_backends:
             if backend == chosen:
                 return backend

@@ -47,6 +47,8 @@ QUANT_ALGOS: dict[str, str | None] = {
     "int4": "W4A16_AWQ",
 }
 GROUP = 128
+# The class of engine_build.trtllm_model, which cannot be imported without TensorRT-LLM.
+ARCHITECTURE = "AuroraEdgeDecoderForCausalLM"
 FP8_MAX = 448.0
 _LEAST_SCALE = 1e-8
 # Named, because a list that leaves the embedding out makes TensorRT-LLM quantise it as well.

@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from auroraedge.errors import EngineError
+from engine_build import decoders, edgellm, environments
 from engine_build.decoder_source import DecoderSource, agreement, decoder_from_folder, logits_of, write_qwen_folder
+from engine_build.targets import load_target
 from engine_build.trtllm import QUANT_ALGOS, BuildSizes, build_command, build_script, write_checkpoint
 from engine_build.trtllm_check import check_checkpoint, read_checkpoint
+from engine_build.trtllm_run import prompt_table
 
 # dB of the logits on random weights, which round worse than trained ones; 4 bits in one block of 128 inputs cost most.
 LEAST_DB = {"fp16": 50.0, "int8-weights": 35.0, "int8": 20.0, "fp8": 18.0, "int4": 9.0}
@@ -156,3 +160,64 @@ def test_the_decoder_as_a_folder(source: DecoderSource, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert config["rope_theta"] == 1e6 and config["architectures"] == ["Qwen2ForCausalLM"]
     assert np.isclose(again.model.config.rms_norm_eps, source.model.config.rms_norm_eps)
+
+
+def test_the_backend_is_chosen_by_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"tensorrt"}
+    monkeypatch.setattr(decoders, "installed", lambda name: name in here)
+    h100, orin = load_target("h100"), load_target("orin")
+    assert decoders.choose_decoder(h100, None) == ("tensorrt", "not installed here: tensorrt-llm")
+    here = {"tensorrt-llm"}
+    assert decoders.choose_decoder(h100, None)[0] == "tensorrt-llm"
+    here = set()
+    assert decoders.choose_decoder(orin, None)[0] == "tensorrt"
+    assert decoders.choose_decoder(orin, "edgellm") == ("edge-llm", "as asked for")
+    with pytest.raises(EngineError, match="no decoder backend"):
+        decoders.choose_decoder(orin, "trtllm")
+    assert decoders.checkpoints_of(h100, None) == ("tensorrt-llm",)
+    assert decoders.checkpoints_of(orin, None) == ("edge-llm",)
+    assert decoders.checkpoints_of(orin, "tensorrt") == ()
+
+
+SIZES = BuildSizes(batch=4, prompt=96, tokens=160)
+
+
+def test_the_folder_for_tensorrt_llm(source: DecoderSource, tmp_path: Path) -> None:
+    folder = tmp_path / "decoder"
+    about = decoders.write_decoder("tensorrt-llm", source, "fp16", folder, SIZES, Console(quiet=True))
+    assert about.startswith("float16, ") and "sha256" in about
+    recorded = load_file(folder / "prompts.safetensors")
+    assert recorded["prompt.0"].shape[1] == 128 and recorded["answer.0"].dtype == torch.int32
+    config = json.loads((folder / "decoder" / "config.json").read_text(encoding="utf-8"))
+    # The class that the copied module registers.
+    assert f'ARCHITECTURE = "{config["architectures"][0]}"' in (folder / "trtllm_model.py").read_text(encoding="utf-8")
+    # The copied runner stands alone: it shows its help without a package of ours.
+    command = ["python3", "-I", "trtllm_run.py", "--help"]
+    assert "--end-id" in subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True).stdout
+
+
+def test_the_prompt_table() -> None:
+    prompts = [torch.full((3, 4), 1.0), torch.full((2, 4), 2.0)]
+    made = prompt_table(prompts, vocab_size=640, longest=3)
+    assert [ids.tolist() for ids in made.ids] == [[640, 641, 642], [640, 641]] and made.tasks == "0,1"
+    for index, prompt in enumerate(prompts):  # what TensorRT-LLM looks up: row id - vocab_size of the request's table
+        assert torch.equal(made.table[index][made.ids[index].long() - 640].float(), prompt)
+    with pytest.raises(ValueError, match=r"1\.\.2, width"):
+        prompt_table(prompts, vocab_size=640, longest=2)
+
+
+def test_edge_llm_without_its_exporter(source: DecoderSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environments, "environments_home", lambda: tmp_path / "none")
+    folder = tmp_path / "decoder"
+    about = decoders.write_decoder("edge-llm", source, "int8", folder, SIZES, Console(quiet=True))
+    assert "not exported" in about and (folder / "hf" / "model.safetensors").is_file()
+    script = (folder / "build.sh").read_text(encoding="utf-8")
+    assert "--max-input-len 96 --max-kv-cache-capacity 160" in script
+    with pytest.raises(EngineError, match="no export of Edge-LLM"):
+        edgellm.check_export(source, folder / "llm")
+
+
+@pytest.mark.skipif(environments.find_environment("edgellm") is None, reason="the environment 'edgellm' is not made")
+def test_edge_llm_exports(source: DecoderSource, tmp_path: Path) -> None:
+    facts = edgellm.export_edgellm(source, tmp_path, console=Console(quiet=True))
+    assert facts["attention_nodes"] == 2 and facts["rope_theta"] == 1e6 and facts["weights"] == 26
