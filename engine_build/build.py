@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="nano", help="nano, 2b, or a folder that save_pretrained wrote")
     parser.add_argument("--out", type=Path, help="engine package (default: auroraedge/assets/engines/MODEL-TARGET)")
     parser.add_argument("--precision", help="one that --list shows for the target")
-    parser.add_argument("--decoder", help="decoder backend, one that --list shows for the target")
+    parser.add_argument("--decoder", help="decoder backend that --list shows for the target; for short: trtllm, edgellm")
     parser.add_argument(
         "--calibration",
         metavar="SOURCE",
@@ -111,6 +111,7 @@ def _build(target: Target, options: argparse.Namespace, out: Path, console: Cons
         views=options.views,
         keep_worst=options.keep_worst,
         kernel_packs=options.kernel_packs,
+        decoder=options.decoder,
     )
     workspace = options.workspace or ROOT / "build" / f"{Path(options.model).name}-{target.name}"
     if options.simulate:
@@ -118,8 +119,11 @@ def _build(target: Target, options: argparse.Namespace, out: Path, console: Cons
     if options.random_weights:
         gpu_build.measure_compiler(build, workspace, console, resume=options.resume)
         return None
+    from engine_build.decoders import choose_decoder
     from engine_build.plan import choose_compiler
 
+    backend, why = choose_decoder(target, options.decoder)
+    console.print(f"decoder: {backend} ({why})")
     if choose_compiler(target)[1] or options.kit:
         from engine_build.kit import write_kit
 
