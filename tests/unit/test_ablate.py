@@ -19,7 +19,7 @@ from auroraedge.inspection.recipe import load_recipe  # noqa: E402
 from auroraedge.inspection.tokenizer import InspectionTokenizer  # noqa: E402
 from auroraedge.model import AuroraEdgeConfig, AuroraEdgeForConditionalGeneration  # noqa: E402
 from auroraedge.model.flops import auroraedge_shape, measured, uncompressed_shape  # noqa: E402
-from auroraedge.train.ablation import network  # noqa: E402
+from auroraedge.train.ablation import network, training  # noqa: E402
 from auroraedge.train.ablation.bank import (  # noqa: E402
     RECIPES,
     Bank,
@@ -253,8 +253,9 @@ def banks() -> dict[str, Bank]:
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    tmp_path: Path, banks: dict[str, Bank], tokenizer: InspectionTokenizer
+    tmp_path: Path, banks: dict[str, Bank], tokenizer: InspectionTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(training, "_SAVE_EVERY", 1)
     start = shared_start(tmp_path, 1, TINY, banks, tokenizer, QUIET)
     variant = VARIANTS["rebuild-visual"]
 
@@ -274,6 +275,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     cut.losses = stop  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         cut.train(QUIET, "cut")
+    assert (tmp_path / "cut" / "checkpoint" / "progress.json").is_file()
     resumed = run("cut")
     resumed.train(QUIET, "cut")
     assert resumed.done == TINY.steps

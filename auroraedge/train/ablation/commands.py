@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from auroraedge.command_line import exit_codes, open_console
+from auroraedge.train.ablation.variants import EXPERIMENTS
 
 app = typer.Typer(help="Experiments on the connectors (extra `train`, docs/experiments.md).", no_args_is_help=True)
 
@@ -27,121 +28,49 @@ SeedsOption = Annotated[int, typer.Option(min=1, help="Runs of each variant.")]
 StepsOption = Annotated[int | None, typer.Option(min=0, help="Further steps of each variant alone.")]
 SharedOption = Annotated[int | None, typer.Option(min=1, help="Steps of the joint training of all variants, a seed.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+PlacesOption = Annotated[bool, typer.Option("--places", help="Also score the boxes that are named; doubles the time.")]
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt  # saves a checkpoint, as Ctrl-C does
+    raise KeyboardInterrupt
 
 
-def _run(
-    experiment: str,
-    pack: Path | None,
-    out: Path,
-    engine: Path | None,
-    seeds: int,
-    steps: int | None,
-    shared_steps: int | None,
-    threads: int,
-) -> None:
-    with exit_codes():
-        from auroraedge.train.ablation.experiments import main_experiment
+def _command(experiment: str) -> None:
+    """Adds `auroraedge ablate EXPERIMENT`; all experiments have the same options."""
 
-        signal.signal(signal.SIGTERM, _terminated)
-        main_experiment(
-            experiment,
-            pack=pack,
-            out=out,
-            engine=engine,
-            seeds=seeds,
-            console=open_console(),
-            steps=steps,
-            shared_steps=shared_steps,
-            threads=threads,
-        )
+    def command(
+        pack: PackOption = None,
+        out: OutOption = Path("runs/ablate"),
+        engine: EngineOption = None,
+        seeds: SeedsOption = 3,
+        shared_steps: SharedOption = None,
+        steps: StepsOption = None,
+        places: PlacesOption = False,
+        threads: ThreadsOption = 1,
+    ) -> None:
+        with exit_codes():
+            from auroraedge.train.ablation.experiments import main_experiment
 
+            signal.signal(signal.SIGTERM, _terminated)
+            main_experiment(
+                experiment,
+                pack=pack,
+                out=out,
+                engine=engine,
+                seeds=seeds,
+                console=open_console(),
+                shared_steps=shared_steps,
+                steps=steps,
+                places=places,
+                threads=threads,
+            )
 
-@app.command()
-def compression(
-    pack: PackOption = None,
-    out: OutOption = Path("runs/ablate"),
-    engine: EngineOption = None,
-    seeds: SeedsOption = 3,
-    steps: StepsOption = None,
-    shared_steps: SharedOption = None,
-    threads: ThreadsOption = 1,
-) -> None:
-    """The decoder reads 64 compressed tokens or all 256: operations, latency, quality."""
-    _run("compression", pack, out, engine, seeds, steps, shared_steps, threads)
+    found = EXPERIMENTS[experiment]
+    app.command(experiment, help=f"{found.title}. {found.question}")(command)
 
 
-@app.command()
-def fusion(
-    pack: PackOption = None,
-    out: OutOption = Path("runs/ablate"),
-    engine: EngineOption = None,
-    seeds: SeedsOption = 3,
-    steps: StepsOption = None,
-    shared_steps: SharedOption = None,
-    threads: ThreadsOption = 1,
-) -> None:
-    """Fusion none, cross-attention alone, and combined."""
-    _run("fusion", pack, out, engine, seeds, steps, shared_steps, threads)
-
-
-@app.command()
-def ratio(
-    pack: PackOption = None,
-    out: OutOption = Path("runs/ablate"),
-    engine: EngineOption = None,
-    seeds: SeedsOption = 3,
-    steps: StepsOption = None,
-    shared_steps: SharedOption = None,
-    threads: ThreadsOption = 1,
-) -> None:
-    """256 visual tokens to 128, 64, 32 and 16, with recall by defect size."""
-    _run("ratio", pack, out, engine, seeds, steps, shared_steps, threads)
-
-
-@app.command()
-def reconstruction(
-    pack: PackOption = None,
-    out: OutOption = Path("runs/ablate"),
-    engine: EngineOption = None,
-    seeds: SeedsOption = 3,
-    steps: StepsOption = None,
-    shared_steps: SharedOption = None,
-    threads: ThreadsOption = 1,
-) -> None:
-    """An auxiliary loss that rebuilds the visual tokens, or the pixels, from the compressed tokens."""
-    _run("reconstruction", pack, out, engine, seeds, steps, shared_steps, threads)
-
-
-@app.command()
-def frames(
-    pack: PackOption = None,
-    out: OutOption = Path("runs/ablate"),
-    engine: EngineOption = None,
-    seeds: SeedsOption = 3,
-    steps: StepsOption = None,
-    shared_steps: SharedOption = None,
-    threads: ThreadsOption = 1,
-) -> None:
-    """Four tiles of a board at 16 or 64 tokens each, with and without a frame embedding."""
-    _run("frames", pack, out, engine, seeds, steps, shared_steps, threads)
-
-
-@app.command()
-def depth(
-    pack: PackOption = None,
-    out: OutOption = Path("runs/ablate"),
-    engine: EngineOption = None,
-    seeds: SeedsOption = 3,
-    steps: StepsOption = None,
-    shared_steps: SharedOption = None,
-    threads: ThreadsOption = 1,
-) -> None:
-    """Fusion depth 0, 1, 2 and 4, and deeper fusion at 32 and 16 tokens."""
-    _run("depth", pack, out, engine, seeds, steps, shared_steps, threads)
+for _experiment in EXPERIMENTS:
+    _command(_experiment)
 
 
 @app.command()

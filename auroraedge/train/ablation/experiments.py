@@ -80,6 +80,7 @@ def main_experiment(
     steps: int | None = None,
     shared_steps: int | None = None,
     threads: int = 1,
+    places: bool = False,
     plan: dict[str, dict[str, int]] | None = None,
 ) -> None:
     """`auroraedge ablate EXPERIMENT`: what is missing of it. Without `steps` and `shared_steps`: those of `Budget`.
@@ -87,7 +88,7 @@ def main_experiment(
     Raises DatasetError, EngineError, TrainingError.
     """
     changed = {name: value for name, value in (("steps", steps), ("shared_steps", shared_steps)) if value is not None}
-    budget = replace(Budget(threads=threads), **changed)
+    budget = replace(Budget(threads=threads, places=places), **changed)
     banks, tokenizer = prepare(out, pack, engine or DEFAULT_ENGINE, console, plan)
     run_variants(
         EXPERIMENTS[experiment].variants,

@@ -91,7 +91,8 @@ def figures(asked: Asked, scores: dict[str, list[float]], weights_Rn: Array) -> 
     if asked.there:
         owner = np.array([row[0] for row in asked.there])
         number = np.array([row[2] for row in asked.there])
-        found["located"] = _share(np.array(scores["placed"]) > HIT_IOU, weights_Rn[:, owner])
+        if "placed" in scores:
+            found["located"] = _share(np.array(scores["placed"]) > HIT_IOU, weights_Rn[:, owner])
         found["count"] = _share(np.array(scores["counted"]) == number, weights_Rn[:, owner])
     return found
 

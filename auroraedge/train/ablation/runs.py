@@ -48,6 +48,12 @@ def new_rebuild(variant: Variant, width: int) -> Reconstruction | None:
     return Reconstruction(variant.reconstruction, variant.tokens, 256, width)
 
 
+def _part(model: AuroraEdgeForConditionalGeneration, rebuild: Reconstruction | None, own: str) -> torch.nn.Module:
+    part = rebuild if own == "rebuild" else getattr(model, own)
+    assert isinstance(part, torch.nn.Module)
+    return part
+
+
 def _bank_keys(banks: dict[str, Bank]) -> dict[str, str]:
     return {split: bank.key for split, bank in sorted(banks.items())}
 
@@ -108,13 +114,13 @@ class Shared(Training):
             self.models.setdefault(variant.frames, model)
             rebuild = new_rebuild(variant, model.config.text_config.hidden_size)
             for own, name in names.items():
-                modules.setdefault(name, rebuild if own == "rebuild" else getattr(model, own))
+                modules.setdefault(name, _part(model, rebuild, own))
         self.no_fusion = build_network(Variant(fusion="none"), vocab, tokenizer, bank.features.shape[-1]).fusion
         self.examples = {
             (parts, frames): examples_of(Variant(parts=parts, frames=frames), bank)
             for parts, frames in {(variant.parts, variant.frames) for variant in self.round}
         }
-        keys = {**_bank_keys(banks), "seed": str(seed), "steps": "", "rate": ""}
+        keys = {**_bank_keys(banks), "seed": str(seed), "steps": "", "rate": "", "places": ""}
         keys["round"] = json.dumps([asdict(variant) for variant in self.round], sort_keys=True)
         super().__init__(
             folder,
@@ -134,12 +140,13 @@ class Shared(Training):
 
     def losses(self, step: int) -> dict[str, torch.Tensor]:
         variant = self.variant_of(step)
-        model, names = self.models[variant.frames], module_names(variant)
-        model.projector, model.language_model = self.modules["projector"], self.modules["language_model"]
-        model.compressor = self.modules[names["compressor"]]
-        model.fusion = self.modules[names["fusion"]] if "fusion" in names else self.no_fusion
-        model.frame_embedding = self.modules[names["frame_embedding"]] if "frame_embedding" in names else None
-        rebuild = self.modules[names["rebuild"]] if "rebuild" in names else None
+        model = self.models[variant.frames]
+        chosen: dict[str, torch.nn.Module | None] = {"fusion": self.no_fusion, "frame_embedding": None, "rebuild": None}
+        chosen |= {own: self.modules[name] for own, name in module_names(variant).items()}
+        rebuild = chosen.pop("rebuild")
+        assert rebuild is None or isinstance(rebuild, Reconstruction)
+        for own, module in chosen.items():
+            setattr(model, own, module)
         return self.batch_loss((self.seed, 1, step), model, rebuild, self.examples[variant.parts, variant.frames])
 
     def finish(self) -> None:
@@ -171,7 +178,7 @@ class Run(Training):
         self.model = build_network(variant, vocab, tokenizer, bank.features.shape[-1])
         self.rebuild = new_rebuild(variant, self.model.config.text_config.hidden_size)
         names = module_names(variant)
-        modules = {own: self.rebuild if own == "rebuild" else getattr(self.model, own) for own in names}
+        modules = {own: _part(self.model, self.rebuild, own) for own in names}
         state = load_file(shared)
         for own, name in names.items():
             part = {k.removeprefix(f"{name}."): t for k, t in state.items() if k.startswith(f"{name}.")}
@@ -191,7 +198,8 @@ class Run(Training):
     def finish(self, console: Console, split: str = "test") -> dict[str, Any]:
         """Scores `test`, writes weights and result, drops the checkpoint."""
         console.print(f"  {self.folder.name}: scoring {split}")
-        found = answer(self.model, self.tokenizer, self.banks[split], examples_of(self.variant, self.banks[split]))
+        bank = self.banks[split]
+        found = answer(self.model, self.tokenizer, bank, examples_of(self.variant, bank), places=self.budget.places)
         if self.steps:
             save_file(self.weights(), self.folder / "weights.safetensors")
         result = {

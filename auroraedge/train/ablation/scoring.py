@@ -68,9 +68,11 @@ def answer(
     tokenizer: InspectionTokenizer,
     bank: Bank,
     examples: Sequence[Example],
+    *,
+    places: bool = True,
 ) -> dict[str, list[float]]:
     """Raw answers in the order of `asked`: P(there) of every exists question, and for every label that is there the
-    number that is counted and the IoU of the first box that is named (greedy; verdict and label given)."""
+    number that is counted and the IoU of the first box that is named (greedy; verdict and label given; `places`)."""
     model.eval()
     exists: list[float] = []
     counted: list[float] = []
@@ -99,14 +101,14 @@ def answer(
             if numbers_asked:
                 scores = logits_at(model, hidden, chosen)[:, [token for _, token in single]]
                 counted += [float(single[i][0]) for i in scores.argmax(-1).tolist()]
-        if any(counts):
+        if places and any(counts):
             rows = [count_and_place(tokenizer, e)[1] for e in batch]
             boxes = iter(_first_boxes(model, tokenizer, reader, rows))
-            for example, places in zip(batch, rows, strict=True):
-                for question in places:
+            for example, row_of in zip(batch, rows, strict=True):
+                for question in row_of:
                     truth = [b[1:] for b in example.boxes if b[0] == question.label]
                     placed.append(float(iou_matrix([next(boxes)], truth).max()))
-    return {"exists": exists, "counted": counted, "placed": placed}
+    return {"exists": exists, "counted": counted} | ({"placed": placed} if places else {})
 
 
 def _first_boxes(
@@ -128,7 +130,7 @@ def _first_boxes(
         hidden = reader.hidden(packed)
         places = torch.zeros_like(packed.is_prompt)
         for r, row in enumerate(grown):
-            ends = np.cumsum([len(q.prompt) + len(q.answer) - 1 for q in row])
+            ends = np.cumsum([len(q.prompt) + len(q.answer) - 1 for q in row], dtype=np.int64)
             places[r, torch.from_numpy(ends) - 1] = True
         scores = logits_at(model, hidden, places)[:, loc_ids].numpy()
         for found, score in zip((f for row in bins for f in row), scores, strict=True):

@@ -44,17 +44,22 @@ _LOG_EVERY = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What every variant gets: its turn in `shared_steps` of joint training, then `steps` of its own."""
+    """What every variant gets: its turn in `shared_steps` of joint training, then `steps` of its own.
+
+    places: also score the boxes that are named, which takes as long as all other scoring together and needs a longer
+    training than the default to show anything.
+    """
 
     shared_steps: int = 705
     steps: int = 0
     batch_size: int = 8
-    shared_rate: float = 5e-3
+    shared_rate: float = 4e-3
     rate: float = 2e-3
     warmup_steps: int = 20
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     reconstruction_weight: float = 0.5
+    places: bool = False
     threads: int = 1
 
     def sha256(self, keys: dict[str, str]) -> str:
@@ -111,8 +116,8 @@ class Training:
             by_set.setdefault(example.set_name, []).append(example)
         names = [name for name in MIX if name in by_set]
         mix = np.array([MIX[name] for name in names])
-        # A board is four views.
-        size = self.budget.batch_size if examples[0].whole is False else max(1, self.budget.batch_size // 2)
+        # A board costs up to four views.
+        size = max(1, self.budget.batch_size // 2) if examples[0].whole else self.budget.batch_size
         drawn = rng.choice(len(names), size=size, p=mix / mix.sum())
         pools = [by_set[names[int(k)]] for k in drawn]
         batch = [pool[int(rng.integers(len(pool)))] for pool in pools]
@@ -138,39 +143,39 @@ class Training:
         return {key: t.contiguous() for key, t in found.items() if not key.endswith("lm_head.weight")}
 
     def train(self, console: Console, title: str) -> None:
-        """Runs the remaining steps; a checkpoint every 50 steps, and on Ctrl-C or SIGTERM."""
+        """Runs the remaining steps, with a checkpoint every 50.
+
+        An interrupt loses what came after the last one: it may fall into the middle of a step, and half a step saved
+        would not be resumed to the same weights.
+        """
         self._resume()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         recent: list[dict[str, float]] = []
         with Bar(*columns, console=console) as bar:
             task = bar.add_task(title, total=self.steps, completed=self.done)
-            try:
-                while self.done < self.steps:
-                    began = time.process_time()
-                    losses = self.losses(self.done)
-                    losses["total"].backward()
-                    warm = min(1.0, (self.done + 1) / max(self.budget.warmup_steps, 1))
-                    rate = self.rate * warm * min(1.0, 3 * (1 - self.done / self.steps))
-                    norm = self.optimizer.step({"all": rate}, self.budget.clip_norm)
-                    recent.append({**{k: float(v.detach()) for k, v in losses.items()}, "norm": norm})
-                    self.seconds += time.process_time() - began
-                    self.done += 1
-                    if not np.isfinite(recent[-1]["total"]):
-                        raise TrainingError(f"The loss of step {self.done} of {title} is not finite.")
-                    if self.done % _LOG_EVERY == 0:
-                        means = {
-                            k: round(float(np.mean([r[k] for r in recent if k in r])), 4)
-                            for k in ("tokens", "verdict", "norm")
-                        }
-                        self.log.append({"step": self.done, **means})
-                        recent = []
-                        bar.update(task, description=f"{title} {means['tokens']:.3f}")
-                    bar.update(task, completed=self.done)
-                    if self.done % _SAVE_EVERY == 0 and self.done < self.steps:
-                        self._save()
-            except KeyboardInterrupt:
-                self._save()
-                raise
+            while self.done < self.steps:
+                began = time.process_time()
+                losses = self.losses(self.done)
+                losses["total"].backward()
+                warm = min(1.0, (self.done + 1) / max(self.budget.warmup_steps, 1))
+                rate = self.rate * warm * min(1.0, 3 * (1 - self.done / self.steps))
+                norm = self.optimizer.step({"all": rate}, self.budget.clip_norm)
+                recent.append({**{k: float(v.detach()) for k, v in losses.items()}, "norm": norm})
+                self.seconds += time.process_time() - began
+                self.done += 1
+                if not np.isfinite(recent[-1]["total"]):
+                    raise TrainingError(f"The loss of step {self.done} of {title} is not finite.")
+                if self.done % _LOG_EVERY == 0:
+                    means = {
+                        k: round(float(np.mean([r[k] for r in recent if k in r])), 4)
+                        for k in ("tokens", "verdict", "norm")
+                    }
+                    self.log.append({"step": self.done, **means})
+                    recent = []
+                    bar.update(task, description=f"{title} {means['tokens']:.3f}")
+                bar.update(task, completed=self.done)
+                if self.done % _SAVE_EVERY == 0 and self.done < self.steps:
+                    self._save()
 
     def _save(self) -> None:
         progress = Progress(stage=0, step=self.done, settings_sha256=self.sha)
