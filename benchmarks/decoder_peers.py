@@ -2,14 +2,12 @@
 
 OpenVINO: the graph is written with its own operators, weights compressed in the form that NNCF writes (INT8 asymmetric
 per output; INT4 symmetric in groups of 128, LM head INT8) and the cache as states, so that all of the plugin's patterns
-apply: compressed fully connected layers, attention with its own cache. llama.cpp: a GGUF file in Q8_0 or Q4_0 (LM head
-Q8_0), which its own `llama-bench` reads. Nothing here is needed to serve.
+apply. llama.cpp: a GGUF file in Q8_0 or Q4_0 (LM head Q8_0). Nothing here is needed to serve.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
+import ctypes
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,18 @@ from auroraedge.errors import EngineError
 _GROUP = 128
 _EPS = 1e-6
 _SCALE = 0.02
+
+
+def timed_steps(one: Callable[[int], np.ndarray], steps: int) -> dict[str, float]:
+    """Milliseconds of single tokens, the choice of the likeliest included: median and least of `steps`, and the median
+    of the processor time of all threads (what a step costs where other programs take the processor in between)."""
+    times, work = [], []
+    for step in range(steps):
+        started, worked = time.perf_counter(), time.process_time()
+        int(one(step).argmax())
+        times.append((time.perf_counter() - started) * 1000)
+        work.append((time.process_time() - worked) * 1000)
+    return {"token": float(np.median(times)), "token least": min(times), "token work": float(np.median(work))}
 
 
 def _values(rng: np.random.Generator, shape: tuple[int, ...], low: int, high: int, kind: Any) -> np.ndarray:
@@ -184,12 +194,11 @@ class OpenVinoDecoder:
         started = time.perf_counter()
         self._run(embeds, 0)
         prefill = time.perf_counter() - started
-        times = []
-        for step in range(steps):
-            started = time.perf_counter()
-            int(self._run(embeds[:, step % prompt][:, None], prompt + step).argmax())
-            times.append(time.perf_counter() - started)
-        return {"prefill": prefill * 1000, "token": float(np.median(times)) * 1000, "token least": min(times) * 1000}
+
+        def one(step: int) -> np.ndarray:
+            return self._run(embeds[:, step % prompt][:, None], prompt + step)
+
+        return {"prefill": prefill * 1000, **timed_steps(one, steps)}
 
 
 # -- llama.cpp ---------------------------------------------------------------------------------------------------------
@@ -247,24 +256,41 @@ def write_gguf(path: Path, precision: str, preset: str = "2b") -> None:
     partial.replace(path)
 
 
-class LlamaBench:
-    """llama.cpp's own benchmark, started anew for every measurement; its weights stay in the page cache."""
+class LlamaCpp:
+    """llama.cpp through the C interface of llama-cpp-python (`pip install llama-cpp-python` compiles it for this
+    processor). Tokens are fed by id; the weights are copied into memory of its own, repacked where it likes to."""
 
-    def __init__(self, *, program: Path, model: Path, threads: int) -> None:
-        self.program, self.model, self.threads = program, model, threads
+    def __init__(self, *, model: Path, threads: int) -> None:
+        import llama_cpp
+
+        self.api, self.vocab = llama_cpp, PRESETS["2b"].vocab_size
+        llama_cpp.llama_log_set(_QUIET, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        of_model = llama_cpp.llama_model_default_params()
+        of_model.use_mmap = False
+        loaded = llama_cpp.llama_model_load_from_file(str(model).encode(), of_model)
+        of_context = llama_cpp.llama_context_default_params()
+        of_context.n_ctx, of_context.n_batch, of_context.n_ubatch = 512, 512, 512
+        of_context.n_threads = of_context.n_threads_batch = threads
+        self.context = llama_cpp.llama_init_from_model(loaded, of_context) if loaded else None
+        if not self.context:
+            raise EngineError(f"llama.cpp cannot load {model}.", field="llama.cpp")
+
+    def _run(self, ids: np.ndarray) -> np.ndarray:
+        """Logits [vocab] behind the last of ids int32 [S]."""
+        pointer = ids.ctypes.data_as(ctypes.POINTER(self.api.llama_token))
+        if self.api.llama_decode(self.context, self.api.llama_batch_get_one(pointer, len(ids))):
+            raise EngineError("llama.cpp failed.", field="llama.cpp")
+        found = self.api.llama_get_logits_ith(self.context, -1)
+        return np.ctypeslib.as_array(found, shape=(self.vocab,))
 
     def measure(self, case: str, *, prompt: int, steps: int, **_: Any) -> dict[str, float]:
-        """Prefill of `prompt` tokens; `steps` single tokens behind `prompt` others."""
-        found: dict[str, float] = {}
-        for metric, words in (
-            ("prefill", ["-p", str(prompt), "-n", "0"]),
-            ("token", ["-p", "0", "-n", str(steps), "-d", str(prompt)]),
-        ):
-            command = [str(self.program), "-m", str(self.model), "-t", str(self.threads), *words]
-            command += ["-r", "1", "-o", "json"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise EngineError(f"llama-bench failed: {done.stderr.strip()[-300:]}.", field="--llama-bench")
-            result = json.loads(done.stdout)[0]
-            found[metric] = result["avg_ns"] / 1e6 / (1 if metric == "prefill" else steps)
-        return found
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+        ids = np.arange(100, 100 + prompt, dtype=np.int32)
+        started = time.perf_counter()
+        self._run(ids)
+        prefill = time.perf_counter() - started
+        return {"prefill": prefill * 1000, **timed_steps(lambda step: self._run(ids[step % prompt][None]), steps)}
+
+
+_QUIET: Any = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
