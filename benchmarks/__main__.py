@@ -1,6 +1,6 @@
 """The one entry of the benchmarks.
 
-    python -m benchmarks --suite cpu|service|gpu [--json FILE] [--baseline FILE]
+    python -m benchmarks --suite cpu|scaling|service|gpu [--json FILE] [--baseline FILE]
     python -m benchmarks report
 
 With --baseline the exit code is 1 when a figure became slower beyond its noise, and with any suite when a contender of
@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", choices=("report",), help="write docs/performance.md from the results")
-    parser.add_argument("--suite", choices=("cpu", "service", "gpu"))
+    parser.add_argument("--suite", choices=("cpu", "scaling", "service", "gpu"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="an earlier result to compare with")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw it (.svg or .png)")
@@ -37,9 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--large-rounds", type=int, default=2, help="of the models of 256 M parameters and more; 0: none"
     )
-    parser.add_argument("--scaling-rounds", type=int, default=5, help="of prompts, frames and pixels; 0: none")
     parser.add_argument("--starts", type=int, default=1, help="how often a contender is started to time its loading")
-    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="cpu: these contenders, or 'scaling'")
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="cpu: these contenders")
     parser.add_argument("--engine", type=Path, help="engine package (default: the embedded one)")
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="the weights it was built from")
     parser.add_argument("--smoke", action="store_true", help="gpu: the same code, small, on a CPU")
@@ -47,6 +46,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, console: Console) -> Document:
+    if options.suite == "scaling":
+        from auroraedge.runtime.inspector import DEFAULT_ENGINE
+        from benchmarks import scaling
+
+        engine = options.engine or DEFAULT_ENGINE
+        return scaling.run(threads=options.threads, engine=engine, rounds=options.rounds, console=console)
     if options.suite == "cpu":
         from auroraedge.runtime.inspector import DEFAULT_ENGINE
         from benchmarks import cpu
@@ -57,7 +62,6 @@ def _run(options: argparse.Namespace, console: Console) -> Document:
             model=options.model,
             rounds=options.rounds,
             large_rounds=options.large_rounds,
-            scaling_rounds=options.scaling_rounds,
             starts=options.starts,
             only=options.only,
             save=lambda document: write_document(document, options.json) if options.json else None,

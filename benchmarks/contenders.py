@@ -310,6 +310,7 @@ class Scaling:
     def measure(self, case: str, **options: Any) -> dict[str, float]:
         calls: dict[str, Callable[..., None]] = {
             "prompts": self._prompts,
+            "classified": self._classified,
             "again": self._again,
             "frames": self._frames,
             "size": self._size,
@@ -321,10 +322,13 @@ class Scaling:
     def _asked(self, count: int) -> list[str]:
         kinds = ("is there a {}?", "locate {}", "count {}")
         texts = [kind.format(label) for label in self.labels for kind in kinds]
-        return ["inspect", "classify", *texts][:count]
+        return ["inspect", texts[0], "classify", *texts[1:]][:count]
 
     def _prompts(self, count: int) -> None:
         self.inspector.ask_all(frame(), self._asked(count), self.recipe)
+
+    def _classified(self, count: int) -> None:
+        self.inspector.ask_all(frame(), ["inspect", *["classify"] * (count - 1)], self.recipe)
 
     def _again(self, count: int) -> None:
         """The same prompts in calls of their own: nothing is shared."""
@@ -339,10 +343,10 @@ class Scaling:
             if isinstance(outcome, Exception):
                 raise outcome
 
-    def _size(self, width: int, height: int, view_px: int) -> None:
+    def _size(self, width: int, height: int, view_px: int, overlap_px: int) -> None:
         from auroraedge.inspection.recipe import Tiling
 
-        tiling = Tiling(mode="square", size_px=view_px, overlap_px=view_px // 16, max_views=256)
+        tiling = Tiling(mode="square", size_px=view_px, overlap_px=overlap_px, max_views=256)
         recipe = self.recipe.model_copy(update={"tiling": tiling})
         self.inspector.inspect(self._large(width, height), recipe)
 

@@ -1,4 +1,4 @@
-"""The CPU suite: our engine against its peers, and how its cost grows (prompts, frames, pixels).
+"""The CPU suite: our engine against its peers. How its cost grows is in benchmarks.scaling.
 
 Same machine, same run, same work: one 640x640 frame in memory, a prompt of 64 tokens, 20 new tokens. Parity first:
 contenders with equal weights in float32 must decode the same tokens. Each contender has a process of its own; every
@@ -19,8 +19,8 @@ from rich.console import Console
 
 from auroraedge.errors import EngineError
 from benchmarks import prepare
-from benchmarks.figures import median_interval, ratio_interval
-from benchmarks.process import ContenderProcess, interleaved, probe_ms
+from benchmarks.figures import ratio_interval
+from benchmarks.process import ContenderProcess, interleaved
 from benchmarks.suite import Document, Floor, Parity, Target
 
 CASE = "one frame, one prompt"
@@ -146,47 +146,6 @@ def _measure(
     console.print(f"{case}: {len(running)} contenders, {rounds} rounds, {time.perf_counter() - began:.0f} s")
 
 
-# --- scaling ---------------------------------------------------------------------------------------------------------
-
-PROMPTS = (1, 2, 4, 8, 16)
-FRAMES = (1, 2, 4, 8, 16, 32, 64)
-SIZES = ((640, 480), (1280, 960), (2448, 2048), (4096, 3000), (5472, 3648), (8192, 6144))
-VIEW_PX = 1024
-
-
-def scaling(threads: int, engine: Path, rounds: int, document: Document, console: Console) -> None:
-    from auroraedge.inspection.recipe import Tiling
-    from auroraedge.inspection.views import plan_views
-
-    with ContenderProcess("scaling", f"{_NAMES}:Scaling", threads=threads, engine=engine) as process:
-        document.contenders["ours"] = "the embedded engine as shipped (INT8 encoder, ONNX Runtime)"
-        work: list[tuple[str, str, dict[str, Any]]] = []
-        work += [(f"prompts per frame: {n}", "prompts", {"count": n}) for n in PROMPTS]
-        work += [(f"prompts in calls of their own: {n}", "again", {"count": n}) for n in PROMPTS[:3]]
-        work += [(f"frames in flight: {n}", "frames", {"count": n}) for n in FRAMES]
-        for width, height in SIZES:
-            tiling = Tiling(mode="square", size_px=VIEW_PX, overlap_px=VIEW_PX // 16, max_views=256)
-            views = len(plan_views(width, height, tiling))
-            name = f"frame size: {width * height / 1e6:.1f} MP, {views} view{'s' if views > 1 else ''}"
-            work.append((name, "size", {"width": width, "height": height, "view_px": VIEW_PX}))
-        process.measure("prompts", count=2)
-        process.measure("frames", count=2)
-        for number in range(rounds):
-            document.probe_ms.append(probe_ms())
-            for case, call, options in work:
-                if number >= 2 and _is_long(options):
-                    continue
-                found = process.measure(call, **options)
-                document.add(case, OURS, "total", "ms", [found["total"]])
-                document.add(case, OURS, "processor time", "ms", [found["processor time"]])
-        console.print(f"scaling: {len(work)} cases, {rounds} rounds")
-
-
-def _is_long(options: dict[str, Any]) -> bool:
-    """Seconds of work on two cores: two rounds must do."""
-    return options["count"] > 16 if "count" in options else options["width"] * options["height"] > 10e6
-
-
 # --- what it comes to ------------------------------------------------------------------------------------------------
 
 
@@ -235,14 +194,6 @@ def targets(document: Document) -> None:
     ratio("the same in processor time", EAGER, 5.0, "processor time of the verdict")
     ratio("verdict against OpenVINO on our INT8 graphs", "openvino, our INT8 graphs", 1.3)
     ratio("verdict against OpenVINO in float32", "openvino, float32", 1.3)
-    one, two = samples(OURS, "total", "prompts per frame: 1"), samples(OURS, "total", "prompts per frame: 2")
-    if one and two:
-        found = median_interval([b / a - 1 for a, b in zip(one, two, strict=True)])
-        note = f"95 % interval {found.low:.2f} to {found.high:.2f}"
-        document.targets.append(
-            Target(name="second prompt on a frame, share of the first", wanted="<= 0.35", measured=found.middle,
-                   met=found.middle <= 0.35, note=note)
-        )  # fmt: skip
     verdict = samples(OURS)
     if verdict:
         host = np.array(samples(OURS, "decode image")) + np.array(samples(OURS, "preprocess"))
@@ -260,13 +211,12 @@ def run(
     model: Path,
     rounds: int,
     large_rounds: int,
-    scaling_rounds: int,
     starts: int = 1,
     only: Sequence[str] = (),
     save: Callable[[Document], None] = lambda document: None,
     console: Console,
 ) -> Document:
-    """`only`: contenders by name, 'scaling', or none for all. save: called with what there is after each part, so that
+    """`only`: contenders by name, or none for all. save: called with what there is after each part, so that
     a run that is cut off keeps it. Raises EngineError when our own engine fails.
     """
     document = Document(
@@ -297,8 +247,6 @@ def run(
             for process in running:
                 process.close()
         save(document)
-    if wanted("scaling") and scaling_rounds:
-        scaling(threads, engine, scaling_rounds, document, console)
     floors(threads, document)
     targets(document)
     document.notes += NOTES

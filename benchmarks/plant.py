@@ -193,14 +193,14 @@ def weight_bytes(preset: str) -> dict[str, float]:
 
 def measured_cpu() -> tuple[float, str] | None:
     """Milliseconds of processor time a view of nano, from the committed run; None where there is none."""
-    path = RESULTS / "cpu_suite.json"
+    path = RESULTS / "cpu_scaling.json"
     if not path.is_file():
         return None
     found = read_document(path).find("frames in flight: 8", "ours", "processor time")
     if found is None:
         return None
     ordered = sorted(found.samples)
-    return ordered[len(ordered) // 2] / 8, "benchmarks/results/cpu_suite.json, frames in flight: 8"
+    return ordered[len(ordered) // 2] / 8, "benchmarks/results/cpu_scaling.json, frames in flight: 8"
 
 
 def tables(a: Assumptions, plant: Plant) -> list[Table]:

@@ -159,6 +159,7 @@ def _scaling(document: Document) -> Iterator[str]:
     groups = (
         ("prompts per frame: ", "prompts on a frame", "all prompts"),
         ("prompts in calls of their own: ", "prompts in calls of their own", "all prompts"),
+        ("a second prompt", "on a frame", "both prompts"),
         ("frames in flight: ", "frames in one batch", "all frames"),
         ("frame size: ", "frame", "the frame"),
     )
@@ -174,8 +175,11 @@ def _scaling(document: Document) -> Iterator[str]:
             yield from _table((label, f"ms, {what}", "processor time, ms"), rows)
     yield "![Cost curves](images/performance-scaling.svg)"
     yield ""
+    yield from _targets(document)
     yield "Frames above one view are cut into squares of 1024 px with an overlap of 64 px. Frames in flight are equal"
     yield "frames in one call of `inspect_batch`; the server's own figures are below."
+    yield ""
+    yield _machine(document)
     yield ""
 
 
@@ -261,7 +265,7 @@ def _plant() -> Iterator[str]:
 def render() -> str:
     """The page. Raises InvalidRequestError for a result that cannot be read."""
     found: dict[str, Document] = {}
-    for name in ("cpu_suite", "graph_forms", "cpu_2b", "service_suite", "gpu_suite"):
+    for name in ("cpu_suite", "cpu_scaling", "graph_forms", "cpu_2b", "service_suite", "gpu_suite"):
         if (RESULTS / f"{name}.json").is_file():
             found[name] = read_document(RESULTS / f"{name}.json")
     lines = [
@@ -272,7 +276,9 @@ def render() -> str:
         "",
     ]
     if "cpu_suite" in found:
-        lines += [*_peers(found["cpu_suite"]), *_scaling(found["cpu_suite"])]
+        lines += _peers(found["cpu_suite"])
+    if "cpu_scaling" in found:
+        lines += _scaling(found["cpu_scaling"])
     lines += _tried(found.get("graph_forms"))
     if "cpu_2b" in found:
         lines += _any(found["cpu_2b"], "2b on a CPU")
@@ -290,7 +296,7 @@ def write_report() -> list[Path]:
     written = []
     for name, draw, picture in (
         ("cpu_suite", draw_verdicts, "performance-verdict.svg"),
-        ("cpu_suite", draw_scaling, "performance-scaling.svg"),
+        ("cpu_scaling", draw_scaling, "performance-scaling.svg"),
         ("service_suite", draw_service, "performance-service.svg"),
     ):
         if (RESULTS / f"{name}.json").is_file():
