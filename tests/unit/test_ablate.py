@@ -19,6 +19,7 @@ from auroraedge.inspection.recipe import load_recipe  # noqa: E402
 from auroraedge.inspection.tokenizer import InspectionTokenizer  # noqa: E402
 from auroraedge.model import AuroraEdgeConfig, AuroraEdgeForConditionalGeneration  # noqa: E402
 from auroraedge.model.flops import auroraedge_shape, measured, uncompressed_shape  # noqa: E402
+from auroraedge.train.ablation import bank as bank_module  # noqa: E402
 from auroraedge.train.ablation import network, training  # noqa: E402
 from auroraedge.train.ablation.bank import (  # noqa: E402
     RECIPES,
@@ -409,13 +410,16 @@ def test_every_experiment_has_its_base_and_known_variants() -> None:
         assert set(experiment.variants) <= set(VARIANTS)
 
 
-def test_a_bank_of_the_pack_goes_on_where_it_was_cut(tmp_path: Path, pack_dir: Path) -> None:
+def test_a_bank_of_the_pack_goes_on_where_it_was_cut(
+    tmp_path: Path, pack_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from auroraedge.runtime.engine import EnginePackage
     from auroraedge.runtime.inspector import DEFAULT_ENGINE
 
     engine = EnginePackage(DEFAULT_ENGINE, threads=1)
     plan = {"deeppcb": 1, "magnetic_tile": 2, "steel_strip_xsdd": 1}
-    whole = load_bank(build_bank(pack_dir, tmp_path / "a", "val", engine, QUIET, plan))
+    monkeypatch.setattr(bank_module, "_CHUNK", 3)
+    whole = load_bank(build_bank(pack_dir, tmp_path / "a", "train", engine, QUIET, plan))
     assert [s.frame for s in whole.seen] == [0, 1, 2, 3, -1, 0, 0, 0]
     assert {s.set_name for s in whole.seen} == set(plan)
     labels = {name: set(load_recipe(recipe).label_names) for name, recipe in RECIPES.items()}
@@ -423,7 +427,23 @@ def test_a_bank_of_the_pack_goes_on_where_it_was_cut(tmp_path: Path, pack_dir: P
     board = part_examples(whole, 4)[0]
     tiles = {b[0] for i in board.views for b in whole.seen[i].boxes}
     assert {b[0] for b in board.boxes} >= tiles
-    again = load_bank(build_bank(pack_dir, tmp_path / "a", "val", engine, QUIET, plan))
+
+    encode, calls = engine.encode, [0]
+
+    def counted(patches: np.ndarray) -> object:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyboardInterrupt
+        return encode(patches)
+
+    monkeypatch.setattr(engine, "encode", counted)
+    with pytest.raises(KeyboardInterrupt):
+        build_bank(pack_dir, tmp_path / "b", "train", engine, QUIET, plan)
+    again = load_bank(build_bank(pack_dir, tmp_path / "b", "train", engine, QUIET, plan))
+    assert calls[0] == 4  # one chunk, the cut one again, and the last
     assert np.array_equal(whole.features, again.features)
+    assert again.seen == whole.seen
+    build_bank(pack_dir, tmp_path / "b", "train", engine, QUIET, plan)
+    assert calls[0] == 4
     with pytest.raises(TrainingError, match="no bank"):
         load_bank(tmp_path / "nowhere")

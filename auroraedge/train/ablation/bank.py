@@ -201,8 +201,9 @@ def _channels(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def load_bank(folder: Path) -> Bank:
     """The bank of a split; its sibling 'train' gives the channels' scale. Raises TrainingError where there is none."""
-    if not (folder / "bank.json").is_file():
-        raise TrainingError(f"There is no bank {folder}.", field="out", remedy="Give --pack, to build it.")
+    for needed in (folder, folder.with_name("train")):
+        if not (needed / "bank.json").is_file():
+            raise TrainingError(f"There is no bank {needed}.", field="out", remedy="Give --pack, to build it.")
     seen = []
     for line in (folder / "views.jsonl").read_text(encoding="utf-8").splitlines():
         content = json.loads(line)

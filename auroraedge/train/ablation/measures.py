@@ -7,7 +7,6 @@ replacement too: the interval covers other parts and, as far as three seeds tell
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +44,13 @@ def weighted_auc(truth: NDArray[np.bool_], score: Array, weights_Rm: Array) -> A
     return np.divide((positive * below).sum(1), pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
 
 
+def _known_mean(values_KR: Array) -> Array:
+    """[R] mean over what is defined; nan where nothing is."""
+    known = ~np.isnan(values_KR)
+    total = np.where(known, values_KR, 0.0).sum(axis=0)
+    return np.divide(total, known.sum(axis=0), out=np.full(len(total), np.nan), where=known.any(axis=0))
+
+
 def _share(hit: NDArray[np.bool_], weights_Rm: Array) -> Array:
     total = weights_Rm.sum(1)
     return np.divide(weights_Rm @ hit.astype(float), total, out=np.full(len(total), np.nan), where=total > 0)
@@ -61,7 +67,7 @@ def figures(asked: Asked, scores: dict[str, list[float]], weights_Rn: Array) -> 
     weights_Rm = weights_Rn[:, image]
     found: dict[str, Array] = {}
     each = [weighted_auc(truth[label == k], score[label == k], weights_Rm[:, label == k]) for k in np.unique(label)]
-    found["presence"] = np.nanmean(np.stack(each), axis=0)
+    found["presence"] = _known_mean(np.stack(each))
     boxed = [name for name in dict.fromkeys(asked.sets) if name != "steel_strip_xsdd"]
     highest = np.full(len(sets), -np.inf)
     np.maximum.at(highest, image, score)
@@ -72,7 +78,7 @@ def figures(asked: Asked, scores: dict[str, list[float]], weights_Rn: Array) -> 
         if 0 < defective[sets == k].sum() < (sets == k).sum()
     ]
     if judged:
-        found["verdict"] = np.nanmean(np.stack(judged), axis=0)
+        found["verdict"] = _known_mean(np.stack(judged))
     strips = np.flatnonzero(sets == "steel_strip_xsdd")
     if len(strips):
         right = [bool(truth[image == i][score[image == i].argmax()]) for i in strips]
@@ -128,7 +134,8 @@ class Figure:
 
 def _figure(exact_S: Array, replicates_SR: Array, picks_RS: NDArray[np.int64]) -> Figure:
     mixed_R = replicates_SR[picks_RS, np.arange(picks_RS.shape[0])[:, None]].mean(axis=1)
-    low, high = np.nanquantile(mixed_R, [0.025, 0.975])
+    known = mixed_R[~np.isnan(mixed_R)]
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
     return Figure(value=float(exact_S.mean()), low=float(low), high=float(high), seeds=tuple(map(float, exact_S)))
 
 
@@ -172,7 +179,3 @@ def compare(
             if m in exact[base][shared[0]]
         }
     return own, against
-
-
-def seeds_of(runs: dict[str, dict[int, object]]) -> Sequence[int]:
-    return sorted({seed for seeds in runs.values() for seed in seeds})
