@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 
 from auroraedge.data.pack import PackItem, load_image, load_pack_set
-from auroraedge.evaluate.metrics import Estimate, cluster_bootstrap, expected_calibration_error, wilson
+from auroraedge.evaluate.metrics import Estimate, calibration_estimate, expected_calibration_error, wilson
 from auroraedge.evaluate.perturb import AS_TAKEN, PERTURBATIONS
 from auroraedge.inspection.recipe import Recipe, load_recipe
 from auroraedge.runtime import Inspector
@@ -49,7 +49,7 @@ FEATURE_SETS = (FEATURES, ("evidence", "presence"), ("verdict", "presence"), ("v
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
 FOLDS, ROUNDS = 5, 5
 # Not all of PERTURBATIONS: the others tell whether this generalises.
-EXAMINED_UNDER = ("brighter by 20", "darker by 20", "blur, sigma 1 px", "noise, sigma 6")
+EXAMINED_UNDER = ("brighter by 20", "darker by 20")
 # What the thresholds allow: defective parts called OK, good parts called NG.
 _MOST_ESCAPES = 0.01
 _MOST_OVERKILL = 0.02
@@ -177,37 +177,33 @@ def review_band(log_odds: np.ndarray, y: np.ndarray, distinct: float = 1.0) -> d
 
 def calibration_error(p: np.ndarray, y: np.ndarray, groups: Sequence[str]) -> Estimate:
     """ECE of P(NG), with a bootstrap interval over groups."""
-    confidence, right = np.where(p >= 0.5, p, 1 - p), (p >= 0.5) == (y == 1)
-
-    def statistic(weights: np.ndarray) -> float:
-        drawn = np.repeat(np.arange(len(p)), weights.astype(int))
-        return expected_calibration_error(confidence[drawn], right[drawn]) if len(drawn) else float("nan")
-
-    return cluster_bootstrap(statistic, groups)
+    return calibration_estimate(np.where(p >= 0.5, p, 1 - p), (p >= 0.5) == (y == 1), groups)
 
 
 def calibrate(examined: Sequence[Examined]) -> tuple[RecipeCalibration, dict[str, Any]]:
     """The calibration of one recipe and the thresholds that suit it on these images."""
     y = np.array([e.defective for e in examined], dtype=float)
     as_taken = np.array([e.condition.endswith(AS_TAKEN.name) for e in examined])
+    shown = as_taken.copy()
     values: dict[str, Any] = {}
     notes: dict[str, Any] = {"images": int(as_taken.sum()), "defective": int(y[as_taken].sum())}
     if 0 < y.mean() < 1:
         fit = fit_verdicts(examined)
-        unused = {name: 0.0 for name in FEATURES}
-        values = unused | fit.weights | {"bias": fit.bias}
+        values = dict.fromkeys(FEATURES, 0.0) | fit.weights | {"bias": fit.bias}
         notes |= fit.notes | review_band(fit.log_odds, y, float(as_taken.mean()))
         notes |= _as_taken(fit.log_odds[as_taken], y[as_taken], np.array([e.group for e in examined])[as_taken], notes)
-    plain = [e for e, own in zip(examined, as_taken, strict=True) if own]
-    confidence = np.array([c for e in plain for c in e.confidences])
-    hit = np.array([h for e in plain for h in e.hits], dtype=float)
+        shown &= _sigmoid(fit.log_odds) >= notes["ok_below"]  # a part that is OK lists no defects
+    listed = [e for e, own in zip(examined, shown, strict=True) if own]
+    confidence = np.array([c for e in listed for c in e.confidences])
+    hit = np.array([h for e in listed for h in e.hits], dtype=float)
     if len(hit) and 0 < hit.mean() < 1:
         logit = _logit(confidence)
         weights, _ = fit_logistic(logit[:, None], hit, 0.01)
         slope = max(float(weights[0]), 0.05)
         shift = _offset(slope * logit, hit)
+        boxes = sum(e.boxes for e, own in zip(examined, as_taken, strict=True) if own)
         values |= {"confidence_temperature": 1 / slope, "confidence_bias": shift}
-        notes |= _detection_threshold(_sigmoid(slope * logit + shift), hit, sum(e.boxes for e in plain))
+        notes |= _detection_threshold(_sigmoid(slope * logit + shift), hit, boxes)
     return RecipeCalibration(**values), notes
 
 

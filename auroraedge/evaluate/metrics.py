@@ -247,3 +247,19 @@ def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: 
     where = np.searchsorted(edges, p, side="left")
     gap = np.bincount(where, weights=hit, minlength=bins) - np.bincount(where, weights=p, minlength=bins)
     return float(np.abs(gap).sum() / p.size)
+
+
+def calibration_estimate(
+    confidence: ArrayLike, correct: ArrayLike, groups: Sequence[str], *, seed: int = 0
+) -> Estimate:
+    """`expected_calibration_error` with a bootstrap interval over groups.
+
+    With a few hundred images the error of a perfectly calibrated model is not 0 either: bins of few images never match.
+    """
+    p, hit = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+
+    def statistic(weights: Weights) -> float:
+        drawn = np.repeat(np.arange(len(p)), weights.astype(np.int64))
+        return expected_calibration_error(p[drawn], hit[drawn])
+
+    return cluster_bootstrap(statistic, groups, seed=seed)

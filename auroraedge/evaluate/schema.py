@@ -126,6 +126,7 @@ class PredictorScores(_Model):
     detection: DetectionScores | None = None
     roc_auc: float | None = None
     expected_calibration_error: float | None = None
+    calibration_error: Estimate | None = None
 
 
 class EvalReport(_Model):

@@ -26,6 +26,7 @@ from auroraedge.evaluate.metrics import (
     Estimate,
     Statistic,
     balanced_accuracy,
+    calibration_estimate,
     class_statistic,
     cluster_bootstrap,
     confusion_matrix,
@@ -59,12 +60,13 @@ def score(predictions: Sequence[Prediction], recipe: Recipe, *, predictor: str, 
     inspecting = recipe.task == "inspect"
     judged = strict + [p for p in made if p.sample.kind is SampleKind.TEMPLATE_PERTURBED]
     kinds = list(dict.fromkeys(p.sample.kind.value for p in made))
-    probabilities = _probabilities(judged) if inspecting else []
+    known = [p for p in judged if p.result.ng_probability is not None] if inspecting else []
+    probabilities = _probabilities(known)
     auc = roc_auc([bad for bad, _ in probabilities], [p for _, p in probabilities])
     confidence = [max(p, 1 - p) for _, p in probabilities]
     correct = [(p >= 0.5) == bad for bad, p in probabilities]
     if not inspecting:
-        named = [p for p in strict if p.result.class_probability is not None]
+        known = named = [p for p in strict if p.result.class_probability is not None]
         confidence = [p.result.class_probability or 0.0 for p in named]
         correct = [p.result.predicted_class == p.sample.image_label for p in named]
     return PredictorScores(
@@ -87,6 +89,11 @@ def score(predictions: Sequence[Prediction], recipe: Recipe, *, predictor: str, 
         detection=detection_scores(strict, recipe, seed=seed) if has_boxes(strict) else None,
         roc_auc=None if math.isnan(auc) else auc,
         expected_calibration_error=expected_calibration_error(confidence, correct) if confidence else None,
+        calibration_error=(
+            calibration_estimate(confidence, correct, [p.sample.group for p in known], seed=seed)
+            if confidence
+            else None
+        ),
     )
 
 
