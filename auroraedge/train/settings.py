@@ -6,7 +6,7 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,11 +17,14 @@ from auroraedge.inspection.prompts import PromptKind
 Part = Literal["encoder", "connectors", "decoder"]
 
 
-class _Model(BaseModel):
+class RecipeModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class StageSettings(_Model):
+Recipe = TypeVar("Recipe", bound=RecipeModel)
+
+
+class StageSettings(RecipeModel):
     """One stage of the curriculum (arXiv 2601.16615: connectors only, then the decoder, then everything)."""
 
     name: str
@@ -41,7 +44,7 @@ class StageSettings(_Model):
     copy_tokens: float = Field(default=0.5, ge=0, description="Weight of reading the answer's tokens off C.")
 
 
-class TrainSettings(_Model):
+class TrainSettings(RecipeModel):
     """A whole training run."""
 
     name: str
@@ -57,8 +60,8 @@ class TrainSettings(_Model):
     stages: tuple[str, ...] = Field(min_length=1)
 
 
-def _load(name: str, model: type[_Model]) -> _Model:
-    """A built-in recipe by name, or any YAML by path."""
+def recipe_content(name: str) -> dict[str, Any]:
+    """What a built-in recipe, by name, or any YAML, by path, says. Raises TrainingError."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -71,17 +74,26 @@ def _load(name: str, model: type[_Model]) -> _Model:
             raise TrainingError(f"There is no training recipe '{name}'.", field="recipe", remedy=f"Known: {known}.")
         text = entry.read_text(encoding="utf-8")
     try:
-        return model.model_validate(yaml.safe_load(text))
-    except (ValidationError, yaml.YAMLError) as error:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TrainingError(f"{name} is not a valid training recipe: {error}", field="recipe") from error
+    if not isinstance(content, dict):
+        raise TrainingError(f"{name} is not a valid training recipe: it holds no settings.", field="recipe")
+    return content
+
+
+def load_recipe_file(name: str, model: type[Recipe]) -> Recipe:
+    """A built-in recipe by name, or any YAML by path."""
+    try:
+        return model.model_validate(recipe_content(name))
+    except ValidationError as error:
         raise TrainingError(f"{name} is not a valid training recipe: {error}", field="recipe") from error
 
 
 def load_training(name: str) -> tuple[TrainSettings, list[StageSettings]]:
     """The run and its stages. Raises TrainingError."""
-    run = _load(name, TrainSettings)
-    assert isinstance(run, TrainSettings)
-    stages = [_load(stage, StageSettings) for stage in run.stages]
-    return run, stages  # type: ignore[return-value]
+    run = load_recipe_file(name, TrainSettings)
+    return run, [load_recipe_file(stage, StageSettings) for stage in run.stages]
 
 
 def settings_sha256(run: TrainSettings, stages: list[StageSettings]) -> str:
