@@ -10,11 +10,14 @@ import typer
 
 from auroraedge.command_line import INTERRUPTED, JsonOption, exit_codes, open_console
 from auroraedge.errors import AuroraEdgeError, InvalidRequestError
+from auroraedge.evaluate.commands import app as bench_app
 from auroraedge.ingest.commands import ingest
 from auroraedge.report.commands import report
 from auroraedge.serving.commands import app as config_app
 from auroraedge.store.commands import app as store_app
 from auroraedge.studies.commands import app as study_app
+from auroraedge.train.ablation.commands import app as ablate_app
+from auroraedge.train.commands import finetune
 
 app = typer.Typer(
     name="auroraedge",
@@ -25,13 +28,16 @@ app = typer.Typer(
 )
 engine_app = typer.Typer(help="Engine packages.", no_args_is_help=True)
 recipes_app = typer.Typer(help="Recipes: what to look for on a part.", invoke_without_command=True)
+app.command()(finetune)
 app.command()(ingest)
 app.command()(report)
 app.add_typer(engine_app, name="engine")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(store_app, name="store")
 app.add_typer(study_app, name="study")
+app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
+app.add_typer(ablate_app, name="ablate")
 
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", "-r", envvar="AURORAEDGE_RECIPE", help="Recipe id, or a recipe's YAML file.")
@@ -133,18 +139,64 @@ def train(
     pack: Annotated[
         Path | None, typer.Option(help="Folder of annotated image sets; without it, generated parts only.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of checkpoints; training resumes from them.")] = Path("runs/nano"),
+    out: Annotated[Path | None, typer.Option(help="Folder of checkpoints; training resumes from them.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Recipe 2b: model folder to start from, of `auroraedge assemble`.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Recipe 2b: NAME=FILE.json (LLaVA), NAME='SHARDS-{00..99}.tar', or a YAML; repeatable."),
+    ] = None,
     extend: Annotated[bool, typer.Option(help="Go on after the last stage with changed settings.")] = False,
     seed: Annotated[int | None, typer.Option(help="Overrides the recipe's.")] = None,
     precision: Annotated[str | None, typer.Option(help="bf16 or fp32; overrides the recipe's.")] = None,
     threads: ThreadsOption = None,
+    estimate: Annotated[
+        str | None, typer.Option(help="Recipe 2b: only estimate memory and time, e.g. on 8xh100.", metavar="GPUS")
+    ] = None,
 ) -> None:
-    """Trains a model (needs the extra `train`)."""
+    """Trains a model (needs the extra `train`). Several GPUs: `accelerate launch -m auroraedge.cli train ...`."""
     with exit_codes():
-        from auroraedge.train.run import main_train
+        from auroraedge.train.launch import estimate_recipe, train_recipe
 
-        model = main_train(recipe, pack=pack, out=out, extend=extend, seed=seed, precision=precision, threads=threads)
-        typer.echo(f"model: {model}")
+        if estimate is not None:
+            open_console().print(estimate_recipe(recipe, estimate))
+            return
+        trained = train_recipe(
+            recipe,
+            pack=pack,
+            out=out,
+            model=model,
+            data=data or (),
+            extend=extend,
+            seed=seed,
+            precision=precision,
+            threads=threads,
+        )
+        typer.echo(f"model: {trained}")
+
+
+@app.command()
+def assemble(
+    vision: Annotated[Path, typer.Option(help="Checkpoint folder of a SigLIP2 NaFlex model.", metavar="DIR")],
+    llm: Annotated[
+        Path, typer.Option(help="Checkpoint folder of a Qwen2.5 model, or a Llama as .gguf.", metavar="PATH")
+    ],
+    out: Annotated[Path, typer.Option(help="New model folder.", metavar="DIR")],
+    dtype: Annotated[str, typer.Option(help="Of the weights: bf16, fp16 or fp32.")] = "bf16",
+    max_shard_size: Annotated[str, typer.Option(help="Split the weights into files of at most so much.")] = "5GB",
+    grounding: Annotated[
+        bool, typer.Option("--grounding", help="Add the grounding head, for the labels of all recipes.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the connectors, which are new.")] = 0,
+) -> None:
+    """Builds a model from a pretrained encoder and a pretrained decoder (extra `train`)."""
+    with exit_codes():
+        from auroraedge.inspection.recipe import list_recipes
+        from auroraedge.train.assemble import assemble as build
+
+        labels = sorted({label for recipe in list_recipes() for label in recipe.label_names}) if grounding else ()
+        build(vision, llm, out, dtype=dtype, max_shard_size=max_shard_size, labels=tuple(labels), seed=seed)
 
 
 @app.command()

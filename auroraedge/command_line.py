@@ -6,8 +6,12 @@ installed or configured, 5 server not available or overloaded, 6 alarm of a gold
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,6 +38,10 @@ EXTRAS = (
         "transformers": "train",
         "tensorboard": "train",
         "onnx": "train",
+        "accelerate": "train",
+        "peft": "train",
+        "webdataset": "train",
+        "gguf": "gguf",
         "onnxscript": "export",
     }
     | dict.fromkeys(("paho", "httpx", "watchfiles"), "ingest")
@@ -41,6 +49,24 @@ EXTRAS = (
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON to stdout instead of tables.")]
+
+
+def application(name: str) -> ModuleType:
+    """A module of the application code at the root of the checkout (engine_build), which the wheel does not hold.
+
+    Found beside the library or in the working folder. Raises MissingDependencyError where there is no checkout.
+    """
+    here = Path(__file__).resolve().parents[1]
+    top = name.partition(".")[0]
+    root = next((root for root in (here, Path.cwd()) if (root / top / "__init__.py").is_file()), None)
+    if root is None:
+        raise MissingDependencyError(
+            f"This step needs the application code '{top}', which the installed package does not hold.",
+            remedy="Run it from a checkout: pip install -e '.[train,export]'.",
+        )
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    return importlib.import_module(name)
 
 
 def open_console(*, to_stderr: bool = False) -> Console:
