@@ -28,7 +28,7 @@ from auroraedge.inspection.views import patchify
 from auroraedge.manifest import EngineDescription, load_manifest, publish_package
 from auroraedge.runtime import Inspector
 from auroraedge.runtime.engine import Calibration, RecipeCalibration
-from auroraedge.train.finetune_data import training_source
+from auroraedge.train.finetune_data import revised, training_source
 from auroraedge.train.finetune_run import FineTuned
 from calib.frames import CalibrationSet
 from calib.verdict import calibrate, choose_label_presence, examine_set
@@ -71,7 +71,7 @@ def finish(
         build_engine(load_target("cpu"), str(tuned.model), engine, precision=precision, frames=frames, console=console)
     with Inspector.open(engine, threads=threads) as inspector:
         judgement = judge(inspector, tuned, console)
-    recipe = tuned.recipe.model_copy(update={"thresholds": judgement.thresholds})
+    recipe = revised(tuned.recipe, thresholds=judgement.thresholds)
     text = Calibration(recipes={recipe.id: judgement.calibration}).model_dump_json(indent=1) + "\n"
     (tuned.model / CALIBRATION).write_text(text, encoding="utf-8")
     repackage(engine, tuned.model / CALIBRATION)

@@ -73,12 +73,17 @@ def _tiling(items: Sequence[PackItem]) -> Tiling:
     return Tiling(mode="square", size_px=size, overlap_px=overlap, max_views=256)
 
 
+def revised(recipe: Recipe, **changes: object) -> Recipe:
+    """The recipe with other values. model_copy would keep what is cached of the old ones: label names and hash."""
+    return Recipe.model_validate({**recipe.model_dump(), **changes})
+
+
 def with_labels(recipe: Recipe, labels: Sequence[str]) -> Recipe:
     """The user's recipe with the dataset's labels that it lacks. Raises RecipeError beyond 64."""
     new = [label for label in labels if label not in recipe.label_names]
     if len(recipe.labels) + len(new) > 64:
         raise RecipeError("The recipe and the dataset have more than 64 labels together.", field="labels")
-    return recipe.model_copy(update={"labels": (*recipe.labels, *(LabelSpec(name=label) for label in new))})
+    return revised(recipe, labels=(*recipe.labels, *(LabelSpec(name=label) for label in new)))
 
 
 def trainable(items: Sequence[PackItem], task: str) -> list[PackItem]:

@@ -14,7 +14,7 @@ from auroraedge.data.validation import CheckedDataset
 from auroraedge.errors import TrainingError
 from auroraedge.inspection.recipe import Recipe, load_recipe
 from auroraedge.train.finetune import FineTuner
-from auroraedge.train.finetune_data import draft_recipe, recipe_id, with_labels
+from auroraedge.train.finetune_data import draft_recipe, recipe_id, revised, with_labels
 from auroraedge.train.finetune_model import open_base
 from auroraedge.train.finetune_settings import FinetuneSettings
 
@@ -70,8 +70,8 @@ def run_finetune(
                 field="recipe",
                 remedy="Leave --recipe out, or label accordingly.",
             )
-        update = {"id": set_name if name else started.id, "version": started.version + 1}
-        chosen = with_labels(started, checked.labels).model_copy(update=update)
+        known = with_labels(started, checked.labels)
+        chosen = revised(known, id=set_name if name else started.id, version=started.version + 1)
     tuner = FineTuner(
         base=open_base(base),
         items=items,

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
+from dataset_support import BOX, MAKERS, H, W, own, texture  # noqa: E402
 from rich.console import Console  # noqa: E402
-from unit.test_importers import BOX, H, W, own, texture  # noqa: E402
 
 from auroraedge.cli import app  # noqa: E402
 from auroraedge.config import PRESETS  # noqa: E402
@@ -89,7 +89,7 @@ def test_a_base_without_a_head_gets_one(tmp_path: Path) -> None:
         evidence, presence = model.grounding(torch.zeros(1, 256, 128), torch.ones(1, 256))
     assert evidence.shape == (1, 256, 6)
     assert presence.shape == (1, 2)
-    assert float(evidence[0, 0, 0]) == pytest.approx(-4.0)
+    assert float(evidence[0, 0, 0]) == pytest.approx(-4.0, abs=0.3)  # most tokens hold nothing
 
 
 @pytest.mark.parametrize("mode", ["lora", "decoder", "all"])
@@ -184,7 +184,10 @@ def test_the_tiling_suits_frame_and_defects() -> None:
     assert fine.size_px is not None and 12 * 256 / fine.size_px >= 8
     recipe = finetune_data.draft_recipe("My part!", [_item(9, 9, [])], ["spot"], "inspect")
     assert recipe.id == "my_part"
-    assert finetune_data.with_labels(recipe, ["spot", "new"]).label_names == ("spot", "new")
+    assert recipe.label_names == ("spot",)
+    more = finetune_data.with_labels(recipe, ["spot", "new"])
+    assert more.label_names == ("spot", "new")
+    assert more.sha256 != recipe.sha256
 
 
 def test_a_pasted_defect_lies_where_its_box_says() -> None:
@@ -240,9 +243,11 @@ def test_without_a_checkout_the_remedy_comes_before_the_training(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_whole_command_ends_with_an_engine_that_inspects(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["coco", "yolo", "mvtec"])
+def test_the_whole_command_ends_with_an_engine_that_inspects(format: str, base: Path, tmp_path: Path) -> None:
     """Training, engine, calibration, evaluation and recipe, as a user runs it; then the next command of the summary."""
-    data, out = own(tmp_path / "my part"), tmp_path / "out"
+    (tmp_path / "my part").mkdir()
+    data, out = MAKERS[format](tmp_path / "my part"), tmp_path / "out"
     options = ("--data", data, "--out", out, "--model", base, "--steps", 2, "--precision", "fp32", "--threads", 1)
     done = run(*options)
     assert done.exit_code == 0, done.output
@@ -257,12 +262,13 @@ def test_the_whole_command_ends_with_an_engine_that_inspects(base: Path, tmp_pat
     for name in ("summary.md", "summary.html"):
         text = (out / name).read_text(encoding="utf-8")
         assert "dark_spot" in text and "F-score" in text
-    image = data / "images" / "001.png"
+    image = sorted(data.rglob("*.png"))[0]
     looked = CliRunner().invoke(
         app, ["inspect", str(image), "--recipe", str(out / "recipe.yaml"), "--engine", str(out / "engine"), "--json"]
     )
     assert looked.exit_code == 0, looked.output
     assert json.loads(looked.stdout)["verdict"] in ("OK", "NG", "REVIEW")
-    again = run(*options)
-    assert again.exit_code == 0, again.output
-    assert "already trained" in again.output
+    if format == "coco":
+        again = run(*options)
+        assert again.exit_code == 0, again.output
+        assert "already trained" in again.output
