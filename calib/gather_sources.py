@@ -209,16 +209,20 @@ def from_store(address: str) -> Iterator[Found]:
     from auroraedge.store.store import Store
 
     with Store.open(address, create=False) as store:
-        recipes = {recipe.sha256: recipe for recipe in (*list_recipes(), *store.recipes())}
+        known = (*list_recipes(), *store.recipes())
+        recipes, newest = {recipe.sha256: recipe for recipe in known}, {recipe.id: recipe for recipe in known}
         for stored in store.results(newest_first=True):
             result, origin = stored.result, f"result {stored.result.result_id}"
             recipe = recipes.get(result.recipe_sha256) or _stored_recipe(store, result.recipe_id, result.recipe_version)
+            if recipe is None or recipe.sha256 != result.recipe_sha256:
+                # Thresholds and labels change with time; what calibrates is the recipe that will be used from now on.
+                recipe = newest.get(result.recipe_id)
             reason = ""
             if result.error is not None or result.is_partial:
                 reason = "of a failed inspection"
             elif result.is_simulated:
                 reason = "simulated"
-            elif recipe is None or recipe.sha256 != result.recipe_sha256:
+            elif recipe is None:
                 reason = "of a recipe that is not here"
             content = None if reason else store.image(stored.image_sha256 or "")
             if not reason and content is None:

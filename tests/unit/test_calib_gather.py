@@ -287,7 +287,8 @@ def test_recorded_traffic(tmp_path: Path, tokenizer: InspectionTokenizer) -> Non
         for number, board in enumerate(boards):
             result = _result(PCB, Verdict.NG, number, reference_used=True)
             store.record(result, image=png(board.image), reference=png(board.reference))
-        reviewed = store.record(_result(TILE, Verdict.REVIEW, 7), image=png(pictures[6]))
+        earlier = Recipe.model_validate(TILE.model_dump() | {"thresholds": {"ok_below": 0.1, "ng_above": 0.9}})
+        reviewed = store.record(_result(earlier, Verdict.REVIEW, 7), image=png(pictures[6]))
         store.review(reviewed.result.result_id, verdict=Verdict.NG, reviewer="qa", reason="chipped", defects=[defect])
         # None of these:
         store.record(_result(TILE, Verdict.OK, 20), image=png(pictures[0]))
