@@ -164,11 +164,13 @@ def build_engine(
     precision: str | None = None,
     pack: Path | None = None,
     views: int = 96,
+    frames: CalibrationSet | None = None,
     console: Console | None = None,
 ) -> EngineManifest:
     """Builds and publishes an engine package; nothing is left behind when it fails or is interrupted.
 
-    pack: a dataset folder whose train splits join the generator's parts as calibration views. Raises EngineError.
+    pack: a dataset folder whose train splits join the generator's parts as calibration views. frames: the calibration
+    views themselves, instead of these. Raises EngineError.
     """
     console = console or Console()
     chosen = target.precision(precision)
@@ -185,7 +187,7 @@ def build_engine(
         model = load_model(folder)
         tokenizer_file = folder / "tokenizer.json"
         tokenizer = InspectionTokenizer.load(tokenizer_file)
-        frames = calibration_set(tokenizer, pack=pack, views=views)
+        frames = frames or calibration_set(tokenizer, pack=pack, views=views)
         write_tables(model, draft.path, tokenizer_file, folder)
         text = model.config.text_config
         decoder = DecoderSpec(
