@@ -87,7 +87,8 @@ def main() -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     page = PAGE.read_text(encoding="utf-8")
     pattern = re.compile(r"(<!-- curve -->\n).*?(<!-- /curve -->)", re.DOTALL)
-    found, count = pattern.subn(lambda match: f"{match[1]}{table(results)}\n\n![Quality by number of parts]({PLOT.name})\n{match[2]}", page)
+    text = f"{table(results)}\n\n![Quality by number of parts]({PLOT.name})\n"
+    found, count = pattern.subn(lambda match: f"{match[1]}{text}{match[2]}", page)
     if count != 1:
         raise SystemExit("docs/finetune.md has no marks for the curve")
     PAGE.write_text(found, encoding="utf-8")
