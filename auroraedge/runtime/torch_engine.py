@@ -77,7 +77,7 @@ class TorchEngine(Engine):
                 remedy="Name the folder of the weights that are wanted.",
             )
         try:
-            model = AuroraEdgeForConditionalGeneration.from_pretrained(
+            model: Any = AuroraEdgeForConditionalGeneration.from_pretrained(
                 path, dtype=_DTYPES[chosen], use_safetensors=True, local_files_only=True
             )
         except Exception as error:  # transformers and safetensors raise families of their own
