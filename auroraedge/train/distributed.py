@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -386,7 +386,8 @@ def main_distributed(
 ) -> Path:
     """Trains a recipe from the model folder `model`, going on where `out` holds a checkpoint; returns `out`/model.
 
-    data: as feeds.parse_data reads it. overrides replace fields of ScaleSettings. Raises TrainingError, DatasetError.
+    The processes stay connected; the caller ends that. data: as feeds.parse_data reads it. overrides replace fields of
+    ScaleSettings. Raises TrainingError, DatasetError.
     """
     if not (model / "config.json").is_file() or not (model / "tokenizer.json").is_file():
         raise TrainingError(
@@ -404,6 +405,4 @@ def main_distributed(
     finally:
         if trainer.writer is not None:
             trainer.writer.close()
-        if trainer.accelerator.distributed_type is not DistributedType.NO:
-            trainer.accelerator.end_training()
     return out / "model"

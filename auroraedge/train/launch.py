@@ -39,9 +39,15 @@ def train_recipe(
             raise TrainingError(
                 f"Recipe {recipe} cannot be extended.", field="--extend", remedy="Choose another --out."
             )
+        import torch
+
         from auroraedge.train.distributed import main_distributed
 
-        return main_distributed(recipe, model=model, data=data, pack=pack, out=folder, **overrides)
+        try:
+            return main_distributed(recipe, model=model, data=data, pack=pack, out=folder, **overrides)
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
     if model is not None or data:
         raise TrainingError(
             f"Recipe {recipe} starts from nothing and draws from --pack.",

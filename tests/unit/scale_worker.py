@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from accelerate.state import AcceleratorState
+import torch
 
 from auroraedge.train.distributed import main_distributed
 
@@ -14,4 +14,4 @@ if __name__ == "__main__":
     for run in runs:
         recipe, out = run.split(":")
         main_distributed(recipe, model=Path(model), data=[data], out=Path(out))
-        AcceleratorState._reset_state(True)
+    torch.distributed.destroy_process_group()
