@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
@@ -99,7 +100,7 @@ class AuroraEdge(lmms):  # type: ignore[misc]
             self.cache_hook.add_partial("generate_until", (prompt, settings), answers[-1])
         return answers
 
-    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Any]) -> list[GenerationResult]:
         """lmms-eval ranks the choices of a multiple-choice task by the first value and takes the *lowest* for the
         answer (its models return losses), so this is the mean negative log-likelihood a token."""
         found = []
@@ -108,7 +109,8 @@ class AuroraEdge(lmms):  # type: ignore[misc]
             doc = self.task_dict[task][split][doc_id]
             text = target if isinstance(target, str) else target(doc)
             likelihood = self._respondent.log_likelihoods(self._picture(doc_to_visual, doc), prompt, [text])[0]
-            found.append((-likelihood.per_token, likelihood.greedy))
+            # The evaluator of 0.7.3 writes out whatever is neither text nor this class, so a bare pair would become text.
+            found.append(GenerationResult(text=(-likelihood.per_token, likelihood.greedy)))
         return found
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:

@@ -348,7 +348,7 @@ def _report(
         notes.append(f"'Is there a defect' was answered by P(NG) >= 0.5 under recipe '{recipe.id}', not in words.")
 
     def share(chosen: np.ndarray) -> Share:
-        picked = [answers[i] for i in np.flatnonzero(chosen)]
+        picked = [answers[i] for i in np.flatnonzero(chosen).tolist()]
         letters = Counter(a.correct_answer for a in picked)
         return Share(
             accuracy=wilson(int(right[chosen].sum()), len(picked)),

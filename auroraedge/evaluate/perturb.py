@@ -71,9 +71,8 @@ def moved(name: str, *, dx: float = 0.0, dy: float = 0.0, degrees: float = 0.0) 
     """The part lies (dx, dy) px further and turned around the middle by `degrees`; the border's pixels are repeated."""
 
     def place(height: int, width: int) -> NDArray[np.float64]:
-        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-        matrix[:, 2] += (dx, dy)
-        return np.asarray(matrix, dtype=np.float64)
+        turned = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+        return np.asarray(turned, dtype=np.float64) + np.array([[0.0, 0.0, dx], [0.0, 0.0, dy]])
 
     def apply(pixels: Pixels, rng: np.random.Generator) -> Pixels:
         h, w = pixels.shape[:2]

@@ -228,7 +228,7 @@ def test_the_command_prints_a_table_and_json(benchmark: Path) -> None:
         "--recipe",
         "magnetic_tile",
     ]
-    shown = CliRunner().invoke(app, arguments)
+    shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
     assert shown.exit_code == 0, shown.output
     assert "Anomaly Detection" in shown.output and "random choice" in shown.output
     done = CliRunner().invoke(app, [*arguments, "--json"])
