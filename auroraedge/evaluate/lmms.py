@@ -109,7 +109,7 @@ class AuroraEdge(lmms):  # type: ignore[misc]
             doc = self.task_dict[task][split][doc_id]
             text = target if isinstance(target, str) else target(doc)
             likelihood = self._respondent.log_likelihoods(self._picture(doc_to_visual, doc), prompt, [text])[0]
-            # The evaluator of 0.7.3 writes out whatever is neither text nor this class, so a bare pair would become text.
+            # The evaluator of 0.7.3 turns whatever is neither text nor of this class into text, bare pairs too.
             found.append(GenerationResult(text=(-likelihood.per_token, likelihood.greedy)))
         return found
 
