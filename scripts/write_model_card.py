@@ -251,6 +251,8 @@ def main() -> None:
         lines += [f"### {name}: {report['model']['images']} images", ""]
         if report["recipe_sha256"] != load_recipe(SET_RECIPES[name]).sha256:
             lines += ["**Scored with an earlier recipe or calibration**; the command below scores today's.", ""]
+        if not report.get("baseline"):
+            lines += ["The classical baseline was not run with this recipe's thresholds.", ""]
         lines += ["| figure | nano | classical baseline |", "|---|---|---|", *_rows(name, report), ""]
     lines.append("Command of each: `auroraedge eval --pack DIR --set NAME --split test`.")
     lines += ["", *_confidence(), *_robustness(), *_repeatability()]
