@@ -47,6 +47,7 @@ def session(
     spin: str = "0",
     stop: str = "0",
     pinned: bool = False,
+    blocks: str = "0",
     profile: str = "",
 ) -> Any:
     options = ort.SessionOptions()
@@ -54,6 +55,7 @@ def session(
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", spin)
     options.add_session_config_entry("session.force_spinning_stop", stop)
+    options.add_session_config_entry("session.dynamic_block_base", blocks)
     if pinned and threads > 1:
         # The calling thread is the first; the others each get a core of their own, counted from 1.
         cores = ";".join(str(core) for core in range(2, threads + 1))
@@ -234,6 +236,7 @@ def run(engine: Path, model: Path, rounds: int, threads: int, console: Console) 
             "spinning": {"spin": "1"},
             "spinning, stopped after each run": {"spin": "1", "stop": "1"},
             "pinned threads": {"pinned": True},
+            "smaller blocks of work": {"blocks": "4"},
             "one thread": {"threads": 1},
         }
         work = (("vision", feeds.vision()), ("fusion", feeds.fusion()), ("decoder", feeds.decode(128, 0)))

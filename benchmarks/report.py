@@ -57,7 +57,7 @@ def _row(*cells: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [_row(*head), _row(*["---", *["---:"] * (len(head) - 1)]), *(_row(*row) for row in rows), ""]
+    return [_row(*head), _row(*["---"] * len(head)), *(_row(*row) for row in rows), ""]
 
 
 def _machine(document: Document) -> str:
@@ -117,7 +117,7 @@ def _peers(document: Document) -> Iterator[str]:
                 _cell(document, CASE, name, "verdict"),
                 _cell(document, CASE, name, "processor time of the verdict"),
                 _cell(document, CASE, name, "answer"),
-                f"{1000 / verdict:.1f}",
+                number(1000 / verdict),
                 "" if memory is None else f"{memory:,.0f}",
                 "" if load is None else f"{load / 1000:.1f}",
             )
@@ -159,7 +159,7 @@ def _scaling(document: Document) -> Iterator[str]:
     groups = (
         ("prompts per frame: ", "prompts on a frame", "all prompts"),
         ("prompts in calls of their own: ", "prompts in calls of their own", "all prompts"),
-        ("a second prompt", "on a frame", "both prompts"),
+        ("a second prompt that ", "second prompt, which", "both prompts"),
         ("frames in flight: ", "frames in one batch", "all frames"),
         ("frame size: ", "frame", "the frame"),
     )
