@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,13 +188,14 @@ def main(arguments: list[str] | None = None) -> int:
                 found = find_environment(name)
                 text = (PINS / f"{name}.txt").read_text(encoding="utf-8")
                 lines = [line for line in text.splitlines() if line and line[0] != "#"]
-                table.add_row(name, "\n".join(lines), str(found.folder) if found else "not made")
+                # Extras look like markup.
+                table.add_row(name, escape("\n".join(lines)), str(found.folder) if found else "not made")
             console.print(table)
             return 0
         made = make_environment(options.name, console)
         console.print(f"{made.folder}: ready", style="green")
     except AuroraEdgeError as error:
-        console.print(f"error: {error}", style="red")
+        console.print(f"error: {escape(str(error))}", style="red")
         return 1
     except KeyboardInterrupt:
         console.print(f"Interrupted; the same command goes on: {options.name}", style="yellow")

@@ -68,4 +68,4 @@ def test_unknown_names_and_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Known: edgellm, modelopt" in " ".join(capsys.readouterr().out.split())
     assert main(["--list"]) == 0
     listed = capsys.readouterr().out
-    assert "tensorrt-edgellm" in listed and "nvidia-modelopt" in listed
+    assert "tensorrt-edgellm[export]==" in listed and "nvidia-modelopt[onnx]==" in listed
