@@ -140,7 +140,7 @@ def _weight_files(folder: Path) -> list[Path]:
         return []
     try:
         names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(f"{_INDEX} is not valid: {error}.", field="--model") from error
     return [folder / Path(name).name for name in names]
 

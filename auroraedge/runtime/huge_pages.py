@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,11 +35,14 @@ def huge_pages(wanted: bool) -> Iterator[None]:
 
 
 def _filled_areas() -> set[tuple[int, int]]:
-    """Start and end of this process's anonymous areas that are large and nearly all in memory."""
     try:
-        lines = Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines()
+        return filled_areas(Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines())
     except OSError:
         return set()
+
+
+def filled_areas(lines: Iterable[str]) -> set[tuple[int, int]]:
+    """Start and end of a process's anonymous areas that are large and nearly all in memory; lines: its smaps."""
     found = set()
     area: tuple[int, int] | None = None
     for line in lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from auroraedge.inspection.recipe import Tiling, load_recipe  # noqa: E402
 from auroraedge.model import AuroraEdgeConfig, AuroraEdgeForConditionalGeneration  # noqa: E402
 from auroraedge.runtime import Inspector, tables  # noqa: E402
 from auroraedge.runtime.engine import EnginePackage  # noqa: E402
-from auroraedge.runtime.huge_pages import _filled_areas, huge_pages  # noqa: E402
+from auroraedge.runtime.huge_pages import filled_areas, huge_pages  # noqa: E402
 from engine_build import cpu_large  # noqa: E402
 from engine_build.build import main  # noqa: E402
 from engine_build.cpu_network import CpuNetwork, CpuPrecisions, quantise_blocks, quantise_rows  # noqa: E402
@@ -321,14 +322,33 @@ def test_a_model_that_lacks_weights_is_refused(built: Built, tmp_path: Path) -> 
         folder_source(str(folder))
 
 
-def test_huge_pages_move_what_the_block_fills() -> None:
-    areas = _filled_areas()
+SMAPS = """\
+7f0000000000-7f0001000000 rw-p 00000000 00:00 0
+Size:              16384 kB
+Rss:               16000 kB
+7f0002000000-7f0003000000 rw-p 00000000 00:00 0
+Rss:                  64 kB
+7f0004000000-7f0005000000 r--p 00000000 fe:00 1234   /opt/engine/decoder.onnx.data
+Rss:               16384 kB
+7f0006000000-7f0006010000 rw-p 00000000 00:00 0
+Rss:                  64 kB
+560000000000-560001000000 rw-p 00000000 00:00 0      [heap]
+Rss:               16384 kB
+7ffc00000000-7ffc01000000 rw-p 00000000 00:00 0      [stack]
+Rss:               16384 kB
+"""
+
+
+def test_huge_pages_are_for_large_areas_that_are_filled() -> None:
+    found = filled_areas(SMAPS.splitlines())
+    assert found == {(0x7F0000000000, 0x7F0001000000), (0x560000000000, 0x560001000000)}
+
+
+def test_huge_pages_change_no_value() -> None:
     with huge_pages(True):
-        array = np.ones(16 * 2**20, np.uint8)
-    assert array.sum() == 16 * 2**20
-    start = array.__array_interface__["data"][0]
-    if not areas and not _filled_areas():
-        pytest.skip("no /proc/self/smaps here")
-    assert any(low <= start < high for low, high in _filled_areas())
-    with huge_pages(False):
-        pass
+        memory = mmap.mmap(-1, 16 * 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.write(bytes(range(256)) * 65536)
+    memory.seek(0)
+    assert memory.read() == bytes(range(256)) * 65536
+    with pytest.raises(ValueError, match="mine"), huge_pages(True):
+        raise ValueError("mine")
