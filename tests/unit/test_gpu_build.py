@@ -27,6 +27,7 @@ from calib.ranges import measure_ranges  # noqa: E402
 from calib.sensitivity import Sensitivity, sweep  # noqa: E402
 from calib.smoothing import awq, folds, round_int4, smooth_quant  # noqa: E402
 from engine_build import gpu_build  # noqa: E402
+from engine_build import kit as kit_module  # noqa: E402
 from engine_build.build import ROOT, main  # noqa: E402
 from engine_build.gpu_graphs import (  # noqa: E402
     MASKED,
@@ -476,8 +477,23 @@ def test_orin_gets_a_kit_where_its_compiler_is_missing(tmp_path: Path, capsys: p
     assert "python3 finish.py" in capsys.readouterr().out
     content = json.loads((out / "kit.json").read_text(encoding="utf-8"))
     assert content["target"]["compute_capability"] == "8.7"
+    assert "float16" in content["description"]["decoder_checkpoints"]["edge-llm"]
+    assert "decoder-edge-llm/build.sh" in content["files"]
     assert [form["name"] for form in content["graphs"]["decoder"]] == ["in_place", "handed_on"]
     assert content["graphs"]["decoder"][0]["golden"]["outputs"]["logits"]["shape"][0] == 1
+
+
+def test_a_kit_for_a_data_center_carries_a_tensorrt_llm_checkpoint(tmp_path: Path, prepared) -> None:
+    build, found = prepared
+    build = replace(build, target=load_target("h100"))
+    about = kit_module._write_checkpoints(build, found, tmp_path, QUIET)
+    assert about["tensorrt-llm"].startswith("W8A8_SQ_PER_CHANNEL, ")
+    folder = tmp_path / "decoder-tensorrt-llm"
+    config = json.loads((folder / "checkpoint" / "config.json").read_text(encoding="utf-8"))
+    assert config["vocab_size"] == found.shape.vocab and config["rotary_base"] == found.shape.rope_theta
+    # 64 sequences of 64 visual and 256 prompt tokens.
+    assert "--max_multimodal_len=20480" in (folder / "build.sh").read_text(encoding="utf-8")
+    assert kit_module._write_checkpoints(replace(build, decoder="tensorrt"), found, tmp_path, QUIET) == {}
 
 
 def test_finish_builds_a_package_that_verifies(tmp_path: Path, kit: Path) -> None:
