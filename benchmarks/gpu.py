@@ -351,6 +351,8 @@ def run(*, rounds: int, smoke: bool, console: Console) -> Document:
     if smoke or torch.cuda.is_available():
         device = torch.device("cpu" if smoke else "cuda:0")
         dtype = torch.float32 if smoke else torch.float16
+        if smoke:
+            torch.set_num_threads(1)  # small products; threads that wait for each other cost more than they bring
         return measure(device, dtype, rounds=rounds, smoke=smoke, console=console)
     console.print("[yellow]No CUDA device: floors from the makers' figures, nothing is measured.[/yellow]")
     document = Document(suite="gpu", title="AuroraEdge-2b on GPUs: floors, nothing measured")

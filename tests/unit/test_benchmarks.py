@@ -147,6 +147,8 @@ def test_the_shapes_of_others_run_and_the_detector_has_its_published_size() -> N
     from benchmarks.detector import YoloShaped, boxes_of, sizes
     from benchmarks.shapes import SHAPES, make
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small products: threads would wait for each other
     for shape in SHAPES:
         made = make(shape, device=torch.device("cpu"), dtype=torch.float32, tiny=True)
         with torch.no_grad():
@@ -156,6 +158,7 @@ def test_the_shapes_of_others_run_and_the_detector_has_its_published_size() -> N
         assert logits.shape[0] == 2
         assert torch.isfinite(logits).all()
     parameters, gflops = sizes(YoloShaped())
+    torch.set_num_threads(threads)
     assert parameters == pytest.approx(3.2, abs=0.1)
     assert gflops == pytest.approx(8.7, abs=0.1)
     boxes = np.zeros((1, 84, 4), dtype=np.float32)
@@ -198,7 +201,7 @@ def test_the_plant_counts_views_as_the_tiling_does_and_grows_with_its_cameras() 
     assert large.store_tb == pytest.approx(10 * small.store_tb)
     assert large.camera_gbit_s == pytest.approx(10 * small.camera_gbit_s)
     for a, b in zip(small.estimates, large.estimates, strict=True):
-        assert 9 * a.devices <= b.devices <= 10 * a.devices
+        assert 10 * (a.devices - 1) < b.devices <= 10 * a.devices
     # By hand: 1,000 cameras x 2 frames/s x 5 MP x 8 bits = 80 Gbit/s.
     assert large.camera_gbit_s == pytest.approx(80.0)
     assert plan(Assumptions(batch=1)).estimates[0].seconds_an_answer > large.estimates[0].seconds_an_answer
