@@ -2,12 +2,16 @@
 
 Independent of the writer: everything, rotary base and scales included, comes from the files, and quantised layers are
 computed as TensorRT-LLM computes them. So a wrong layout, a lost bias or another rotary base shows as noise.
+
+    python -m engine_build.trtllm_check --model models/nano --views 24     # the table of docs/engines.md
 """
 
 from __future__ import annotations
 
+import argparse
 import fnmatch
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,3 +176,38 @@ def check_checkpoint(source: DecoderSource, folder: Path) -> dict[str, float]:
             remedy="Keep more layers in 16 bits (--keep-worst), or take another precision.",
         )
     return figures
+
+
+def main(arguments: list[str] | None = None) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from engine_build.decoder_source import decoder_from_folder
+    from engine_build.trtllm import QUANT_ALGOS, write_checkpoint
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=Path("models/nano"), help="of ours, or a Qwen2.5 folder")
+    parser.add_argument("--pack", type=Path, help="dataset whose train splits calibrate as well")
+    parser.add_argument("--views", type=int, default=96, help="half of them calibrate, half are compared")
+    options = parser.parse_args(arguments)
+    console = Console()
+    table = Table("precision", "dB", "same best token", "whole answers", "positions", title=str(options.model))
+    try:
+        source = decoder_from_folder(options.model, pack=options.pack, views=options.views)
+        reference = logits_of(source.model, source.checking)
+        for precision in QUANT_ALGOS:
+            with tempfile.TemporaryDirectory() as folder:
+                write_checkpoint(source, precision, Path(folder) / "checkpoint")
+                found = logits_of(read_checkpoint(Path(folder) / "checkpoint"), source.checking)
+            figures = agreement(found, reference)
+            shares = (f"{figures[name]:.1%}" for name in ("top1_agreement", "answer_agreement"))
+            table.add_row(precision, f"{figures['snr_db']:.1f}", *shares, f"{figures['positions']:.0f}")
+    except EngineError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 1
+    console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

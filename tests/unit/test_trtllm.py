@@ -19,7 +19,7 @@ from engine_build import decoders, edgellm, environments
 from engine_build.decoder_source import DecoderSource, agreement, decoder_from_folder, logits_of, write_qwen_folder
 from engine_build.targets import load_target
 from engine_build.trtllm import QUANT_ALGOS, BuildSizes, build_command, build_script, write_checkpoint
-from engine_build.trtllm_check import check_checkpoint, read_checkpoint
+from engine_build.trtllm_check import check_checkpoint, main, read_checkpoint
 from engine_build.trtllm_run import prompt_table
 
 # dB of the logits on random weights, which round worse than trained ones; 4 bits in one block of 128 inputs cost most.
@@ -71,6 +71,14 @@ def test_a_checkpoint_reads_back(source: DecoderSource, tmp_path: Path, precisio
     scales = {"int8": (256,), "fp8": (1,), "int4": (256, 1)}.get(precision)
     if scales is not None:
         assert stored["transformer.layers.1.attention.qkv.weights_scaling_factor"].shape == scales
+
+
+def test_the_table_of_all_precisions(source: DecoderSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_qwen_folder(source, tmp_path)
+    assert main(["--model", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert [precision for precision in QUANT_ALGOS if f" {precision} " not in shown] == []
+    assert main(["--model", str(tmp_path / "none")]) == 1
 
 
 def _edited(folder: Path, **changes: object) -> None:
