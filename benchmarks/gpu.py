@@ -257,7 +257,7 @@ def _shape(
             if way != "eager" and batch != 1:
                 continue
             _add(document, f"verdict, batch {batch}", f"{name}-shaped, {way}", how, device, rounds, batch)
-    answer = functools.partial(made.measure, prompt_tokens=PROMPT, new_tokens=NEW)
+    answer = functools.partial(made.measure, prompt_tokens=PROMPT, new_tokens=2 if smoke else NEW)
     _add(document, f"{NEW}-token answer", f"{name}-shaped, eager", lambda: answer, device, max(1, rounds // 3), 1)
 
 
