@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="nano", help="nano, 2b, or a folder that save_pretrained wrote")
     parser.add_argument("--out", type=Path, help="engine package (default: auroraedge/assets/engines/MODEL-TARGET)")
     parser.add_argument("--precision", help="one that --list shows for the target")
-    parser.add_argument("--decoder", help="decoder backend that --list shows for the target; for short: trtllm, edgellm")
+    parser.add_argument("--decoder", help="decoder backend that --list shows; for short: trtllm, edgellm")
     parser.add_argument(
         "--calibration",
         metavar="SOURCE",
