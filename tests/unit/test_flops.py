@@ -37,7 +37,12 @@ def counted(p) -> dict[str, int]:
         "projector": measured(model.projector, torch.zeros(1, n, p.vision_hidden)),
         "compressor": measured(model.compressor, visual, ones),
     }
-    parts["encoder"] = everything - sum(parts.values())
+    # The table of positions is resized for every frame as a product since transformers 5.24 (interpolated before), and
+    # once for all in our engines, so it is not counted.
+    embeddings, side = model.vision_model.embeddings, round(n**0.5)
+    table = embeddings.position_embedding.weight.reshape(side, side, -1)
+    resizing = measured(embeddings.resize_positional_embeddings, table, torch.tensor([[side, side]]), n)
+    parts["encoder"] = everything - resizing - sum(parts.values())
     if model.fusion.cross is not None:
         parts["fusion"] = measured(model.fusion, text, visual, ones, text_ones)
     prompt = torch.zeros(1, p.num_compressed + TEXT, d)
