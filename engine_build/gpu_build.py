@@ -345,7 +345,7 @@ def check_in_onnxruntime(build: GpuBuild, prepared: Prepared, folder: Path) -> d
     sessions = {}
     for graph in GRAPHS:
         write_graph(build, prepared, graph, folder / f"{graph}.onnx", GraphOptions(dtype="float32"))
-        sessions[graph] = OrtSession(folder / f"{graph}.onnx")
+        sessions[graph] = OrtSession(folder / f"{graph}.onnx", fold_weights=True)
     tokenizer = InspectionTokenizer.load(prepared.tokenizer_file)
     state, shape = prepared.reference_state, prepared.shape
     sizes = {"layers": shape.layers, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim}

@@ -26,7 +26,7 @@ from auroraedge.manifest import (
 from auroraedge.runtime.decoding import Decoder
 from auroraedge.runtime.in_place import InPlaceDecoder, OrtInPlaceGraph, is_in_place
 from auroraedge.runtime.ort_decoder import OrtGroupQueryGraph, reads_written_places
-from auroraedge.runtime.session import GraphSession, OrtSession
+from auroraedge.runtime.session import GraphSession, OrtSession, computes_in_float
 from auroraedge.runtime.tables import read_tables
 from auroraedge.runtime.tensorrt_decoder import TensorRtInPlaceGraph
 from auroraedge.runtime.tensorrt_session import LIBRARIES, TensorRt, TensorRtSession
@@ -325,8 +325,9 @@ class EnginePackage(Engine):
         path = self.info.path / spec.file
         if self._device is not None:
             return TensorRtSession(self._device.plan(path, spec))
-        stored = self.manifest.precision[name] == "int8-weights"
-        return OrtSession(path, spec=spec, threads=threads, fold_weights=stored)
+        return OrtSession(
+            path, spec=spec, threads=threads, fold_weights=computes_in_float(self.manifest.precision[name])
+        )
 
     def _decoder(self, threads: int | None) -> GraphSession | Decoder:
         spec = self.manifest.graphs["decoder"]

@@ -31,12 +31,21 @@ class GraphSession(Protocol):
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]: ...
 
 
+def computes_in_float(precision: str) -> bool:
+    """Whether a graph of this precision (of a manifest) rounds, but multiplies in float32.
+
+    "int8-weights": an answer must not depend on the other frames of its batch. "...-qdq": it stands for a GPU, whose
+    integer products do not saturate as those of ONNX Runtime do on a processor without VNNI.
+    """
+    return precision == "int8-weights" or precision.endswith("-qdq")
+
+
 class OrtSession:
     """A graph in ONNX Runtime on the CPU. Thread-safe: ONNX Runtime allows concurrent `run`.
 
     spec: what the manifest says of the graph; a file with other inputs or outputs raises EngineIncompatibleError, as
-    does one that ONNX Runtime cannot load. fold_weights: the graph stores INT8 weights and computes in float32, so they
-    are expanded once, at load.
+    does one that ONNX Runtime cannot load. fold_weights: the graph computes in float32 whatever its weights are stored
+    in, so they are expanded once, at load; see `computes_in_float`.
     """
 
     def __init__(
