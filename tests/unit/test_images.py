@@ -84,9 +84,11 @@ def test_opencv_and_pillow_agree_in_every_bit(kind: str, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
 def test_plain_files_take_the_fast_way(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    marked = np.full((23, 37, 3), (1, 2, 3), np.uint8)  # BGR
-    monkeypatch.setattr(images.cv2, "imdecode", lambda *_: marked.copy())
-    assert tuple(decode_image(encode(picture(), kind)).pixels[0, 0]) == (3, 2, 1)
+    marked = np.full((23, 37, 3), (1, 2, 3), np.uint8)  # RGB, if that is what is asked for
+    asked = []
+    monkeypatch.setattr(images.cv2, "imdecode", lambda _, flags: asked.append(flags) or marked.copy())
+    assert tuple(decode_image(encode(picture(), kind)).pixels[0, 0]) == (1, 2, 3)
+    assert [flags & images.cv2.IMREAD_COLOR_RGB for flags in asked] == [images.cv2.IMREAD_COLOR_RGB]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
