@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import yaml
 from rich.console import Console
 
 from auroraedge.data.pack import Truth, load_pack_set
@@ -103,9 +104,18 @@ class GreyRule:
         return make_result(recipe, rgb, predictor=self.name, ng_probability=0.98 if dark else 0.02, boxes=found)
 
 
+def tile_recipe(pack: Path) -> str:
+    """The built-in recipe with thresholds of its own, which do not move when the model is calibrated anew."""
+    content = load_recipe("magnetic_tile").model_dump(mode="json", exclude_none=True)
+    content["thresholds"] = {"ok_below": 0.3, "ng_above": 0.7, "defect_confidence": 0.3}
+    path = pack.parent / "magnetic_tile.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    return str(path)
+
+
 def run(pack: Path, name: str = "tiles", split: str = "test", **options: Any) -> EvalReport:
     predictor = options.pop("predictor", None) or GreyRule()
-    recipe = options.pop("recipe", "magnetic_tile")
+    recipe = options.pop("recipe") if "recipe" in options else tile_recipe(pack)
     return evaluate(pack, name, split, predictor, recipe, progress=False, **options)
 
 
