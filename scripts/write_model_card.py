@@ -109,6 +109,8 @@ def _rows(name: str, report: dict[str, Any]) -> list[str]:
         ]
 
     wanted.append(("calibration error (ECE) of P(NG) or of the class", ("calibration_error",)))
+    if model.get("calibration_floor"):
+        wanted.append(("ECE a perfectly calibrated model would show here", ("calibration_floor",)))
 
     def dig(scores: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:
         value: Any = scores

@@ -32,7 +32,7 @@ class Estimate(BaseModel):
     high: float | None = None
     numerator: int | None = None
     denominator: int | None = None
-    interval: Literal["wilson", "cluster_bootstrap", "none"] = "none"
+    interval: Literal["wilson", "cluster_bootstrap", "simulation", "none"] = "none"
 
 
 def wilson(successes: int, total: int, z: float = Z_95) -> Estimate:
@@ -252,9 +252,9 @@ def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: 
 def calibration_estimate(
     confidence: ArrayLike, correct: ArrayLike, groups: Sequence[str], *, seed: int = 0
 ) -> Estimate:
-    """`expected_calibration_error` with a bootstrap interval over groups.
+    """`expected_calibration_error` with a bootstrap interval over groups; `calibration_floor` is what to hold it to.
 
-    With a few hundred images the error of a perfectly calibrated model is not 0 either: bins of few images never match.
+    Raises ValueError as `expected_calibration_error` does.
     """
     p, hit = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
 
@@ -263,3 +263,21 @@ def calibration_estimate(
         return expected_calibration_error(p[drawn], hit[drawn])
 
     return cluster_bootstrap(statistic, groups, seed=seed)
+
+
+def calibration_floor(confidence: ArrayLike, *, draws: int = 2000, seed: int = 0) -> Estimate:
+    """The error that a perfectly calibrated model would show on as many images with the same confidences.
+
+    Bins of few images never match their mean confidence, so with a few hundred images even a model that is right as
+    often as it says has an error well above 0. Each draw makes image i correct with probability `confidence[i]`
+    (images independent) and takes `expected_calibration_error`; the value is the mean over the draws, the interval
+    their 2.5 and 97.5 percentiles. Source: Broecker and Smith, "Increasing the Reliability of Reliability Diagrams",
+    Weather and Forecasting 22 (2007), consistency resampling.
+    """
+    p = np.asarray(confidence, dtype=np.float64)
+    if p.size == 0:
+        return Estimate(value=None, interval="simulation")
+    rng = np.random.default_rng(seed)
+    errors = [expected_calibration_error(p, rng.random(p.size) < p) for _ in range(draws)]
+    low, high = np.percentile(errors, (2.5, 97.5))
+    return Estimate(value=float(np.mean(errors)), low=float(low), high=float(high), interval="simulation")

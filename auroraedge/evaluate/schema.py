@@ -127,6 +127,7 @@ class PredictorScores(_Model):
     roc_auc: float | None = None
     expected_calibration_error: float | None = None
     calibration_error: Estimate | None = None
+    calibration_floor: Estimate | None = None
 
 
 class EvalReport(_Model):

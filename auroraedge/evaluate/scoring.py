@@ -27,6 +27,7 @@ from auroraedge.evaluate.metrics import (
     Statistic,
     balanced_accuracy,
     calibration_estimate,
+    calibration_floor,
     class_statistic,
     cluster_bootstrap,
     confusion_matrix,
@@ -94,6 +95,7 @@ def score(predictions: Sequence[Prediction], recipe: Recipe, *, predictor: str, 
             if confidence
             else None
         ),
+        calibration_floor=calibration_floor(confidence, seed=seed) if confidence else None,
     )
 
 

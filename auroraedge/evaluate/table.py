@@ -64,7 +64,10 @@ def _rows(scores: PredictorScores) -> list[tuple[str, str]]:
     if scores.roc_auc is not None:
         rows.append(("ROC AUC of P(NG)", _number(scores.roc_auc)))
     if scores.expected_calibration_error is not None:
-        rows.append(("calibration error (ECE)", _number(scores.expected_calibration_error)))
+        error = scores.calibration_error
+        rows.append(("calibration error (ECE)", _show(error) if error else _number(scores.expected_calibration_error)))
+    if scores.calibration_floor is not None:
+        rows.append(("ECE of a perfectly calibrated model", _show(scores.calibration_floor)))
     return rows
 
 

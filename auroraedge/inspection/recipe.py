@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -101,6 +101,13 @@ class Recipe(_Model):
         if repeated:
             raise ValueError(f"labels named twice: {', '.join(repeated)}")
         return self
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values. What was computed from the old ones (label names, hash) is not taken along."""
+        copied = super().model_copy(update=update, deep=deep)
+        for derived in ("label_names", "sha256"):
+            copied.__dict__.pop(derived, None)
+        return copied
 
     @cached_property
     def label_names(self) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ def _tiling(items: Sequence[PackItem]) -> Tiling:
 
 
 def revised(recipe: Recipe, **changes: object) -> Recipe:
-    """The recipe with other values. model_copy would keep what is cached of the old ones: label names and hash."""
+    """The recipe with other values, checked as a whole; model_copy checks none. Raises pydantic's ValidationError."""
     return Recipe.model_validate({**recipe.model_dump(), **changes})
 
 

@@ -27,6 +27,7 @@ from auroraedge.evaluate.detection import (
 from auroraedge.evaluate.metrics import (
     accuracy,
     balanced_accuracy,
+    calibration_floor,
     class_statistic,
     cluster_bootstrap,
     confusion_matrix,
@@ -193,6 +194,20 @@ def test_calibration_error_by_hand() -> None:
     assert math.isnan(expected_calibration_error([], []))
     with pytest.raises(ValueError, match=r"0\.\.1"):
         expected_calibration_error([1.2], [True])
+
+
+def test_a_perfectly_calibrated_model_has_an_error_too_and_less_of_it_with_more_images() -> None:
+    rng = np.random.default_rng(3)
+    few, many = (calibration_floor(rng.uniform(0.5, 1.0, n), draws=200) for n in (100, 10_000))
+    assert few.value is not None and many.value is not None and few.low is not None and few.high is not None
+    assert many.value < few.value / 5  # as 1 / sqrt(n)
+    assert few.low < few.value < few.high
+    p = rng.uniform(0.5, 1.0, 100)
+    calibrated = expected_calibration_error(p, rng.random(100) < p)
+    overconfident = expected_calibration_error(p, rng.random(100) < p - 0.3)
+    assert few.low <= calibrated <= few.high < overconfident
+    assert calibration_floor(np.ones(50)).value == 0.0  # sure of everything, and then right in every draw
+    assert calibration_floor([]).value is None
 
 
 # -- boxes ----------------------------------------------------------------------------------------------------------

@@ -29,6 +29,18 @@ def test_a_file_of_a_line_needs_no_code(tmp_path: Path) -> None:
         recipe.label("scratch")
 
 
+def test_a_copy_with_other_values_has_their_hash_and_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(MINIMAL, encoding="utf-8")
+    recipe = load_recipe(path)
+    before = recipe.sha256, recipe.label_names  # computed, and kept by the recipe
+    newer = recipe.model_copy(update={"version": recipe.version + 1, "labels": recipe.labels[:1]})
+    assert newer.label_names == ("crack",)
+    assert newer.sha256 == Recipe.model_validate(newer.model_dump()).sha256 != before[0]
+    assert (recipe.sha256, recipe.label_names) == before
+    assert recipe.model_copy() == recipe and recipe.model_copy().sha256 == before[0]
+
+
 def test_a_folder_overrides_a_builtin_recipe(tmp_path: Path) -> None:
     (tmp_path / "pcb.yaml").write_text("id: pcb\nversion: 7\nlabels: [{name: open}]\n", encoding="utf-8")
     assert load_recipe("pcb", [tmp_path]).version == 7
