@@ -343,6 +343,36 @@ def bare(recipe_id: str, count: int, batch: int, threads: int | None, pictures: 
     return samples, time.process_time() - cpu_s
 
 
+def sync_ms(folder: Path, count: int = 100) -> list[float]:
+    """Milliseconds that this disk takes to keep 4 KiB for good: what a result costs before it may be acknowledged."""
+    samples = []
+    with (folder / "sync").open("wb", buffering=0) as file:
+        for _ in range(count):
+            file.write(bytes(4096))
+            began = time.perf_counter()
+            os.fsync(file.fileno())
+            samples.append((time.perf_counter() - began) * 1000)
+    return samples
+
+
+def empty_calls(address: str, count: int, pause_s: float) -> list[float]:
+    """Milliseconds of calls that do nothing (grpc.health.v1), as far apart as frames are: what gRPC alone takes."""
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    async def run() -> list[float]:
+        samples = []
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            for _ in range(count):
+                await asyncio.sleep(pause_s)
+                began = time.perf_counter()
+                await stub.Check(health_pb2.HealthCheckRequest())
+                samples.append((time.perf_counter() - began) * 1000)
+        return samples
+
+    return asyncio.run(run())
+
+
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
     """The service against the engine alone, in turns: throughput at saturation, latency of one client when idle."""
     threads = options.threads
@@ -350,7 +380,9 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
     engine_rates, service_rates, engine_ms, service_ms = [], [], [], []
     engine_cpu, service_cpu = [], []
     unstored_ms: list[float] = []
+    empty_ms: list[float] = []
     with tempfile.TemporaryDirectory(prefix="auroraedge-load-") as folder:
+        disk_ms = sync_ms(Path(folder))
         for turn in range(options.turns):
             alone, cpu_s = _in_process(bare, options.recipe, options.requests, 1, threads, 64)
             engine_cpu.append(cpu_s * 1000 / options.requests)
@@ -360,6 +392,8 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
                 _in_process(closed_loop, server.address, 1, 10, "warm", options.recipe, 64)
                 idle = _in_process(closed_loop, server.address, 1, options.requests, "idle", options.recipe, 64)
                 unstored_ms += [one.ms for one in idle]
+                pause_s = float(np.median(alone))
+                empty_ms += _in_process(empty_calls, server.address, options.requests // 3, pause_s)
             kept = ("--store", str(Path(folder) / str(turn)), "--keep-images", options.keep_images)
             with serving(*kept, *extra) as server:
                 _in_process(closed_loop, server.address, 1, 10, "warm", options.recipe, 64)
@@ -374,7 +408,8 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
         "recipe": options.recipe, "engine_per_second": engine_rates, "service_per_second": service_rates,
         "throughput_overhead": 1 - service_rate / engine_rate,
         "engine_cpu_ms": float(np.median(engine_cpu)), "service_cpu_ms": float(np.median(service_cpu)),
-        "engine_ms": percentiles(engine_ms),
+        "engine_ms": percentiles(engine_ms), "disk_sync_ms": percentiles(disk_ms),
+        "empty_call_ms": percentiles(empty_ms),
         "idle_ms": percentiles(service_ms), "idle_overhead_p50_ms": idle_ms,
         "idle_unstored_ms": percentiles(unstored_ms),
         "idle_overhead_unstored_p50_ms": float(np.median(unstored_ms)) - float(np.median(engine_ms)),

@@ -38,6 +38,7 @@ from service.jobs import MAX_ITEMS
 from service.kserve import OpenInferenceServicer
 from service.listening import bind, unlink_socket
 from service.observer import Counts, Observers
+from service.memory import settle
 from service.operations import Operations
 from service.recipes import RecipeBook
 from service.recorder import Recorder
@@ -395,6 +396,7 @@ async def run_until_stopped(server: InspectionServer) -> None:
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
+            settle()
             print(server.ready_line, flush=True)
             await asyncio.wait((stopping, server.drain_wanted), return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -14,8 +14,15 @@ from auroraedge.errors import AuroraEdgeError, DuplicateResultError, InvalidRequ
 from auroraedge.inspection.results import InspectionResult
 from auroraedge.store import schema
 from auroraedge.store.images import Picture
-from auroraedge.store.rows import HAS_REQUEST_ID, plain, select_in, select_results, stored_result
+from auroraedge.store.rows import HAS_REQUEST_ID, SelectIn, plain, select_results, stored_result
 from auroraedge.store.types import NewResult, Purpose, StoredResult, purpose_of
+
+_RESULTS = schema.results.c
+_BY_RESULT = SelectIn(select_results(), _RESULTS.result_id)
+_BY_REQUEST = SelectIn(
+    select_results().where(_RESULTS.principal == sa.bindparam("principal"), HAS_REQUEST_ID), _RESULTS.request_id
+)
+_INSERT = sa.insert(schema.results).returning(_RESULTS.seq, sort_by_parameter_order=True)
 
 # What becomes of a draft: a row that is there, an error, or the place among the drafts to insert.
 Plan = StoredResult | AuroraEdgeError | int
@@ -114,18 +121,16 @@ def _existing(
     connection: sa.Connection, drafts: Sequence[Draft]
 ) -> tuple[dict[tuple[str, str], StoredResult], dict[str, StoredResult]]:
     """Stored results with a request id, or a result id, of the drafts."""
-    columns = schema.results.c
     by_request: dict[tuple[str, str], StoredResult] = {}
     by_principal: dict[str, list[str]] = {}
     for draft in drafts:
         if draft.request_key is not None:
             by_principal.setdefault(draft.request_key[0], []).append(draft.request_key[1])
     for principal, ids in by_principal.items():
-        query = select_results().where(columns.principal == principal, HAS_REQUEST_ID)
-        for row in select_in(connection, query, columns.request_id, ids):
+        for row in _BY_REQUEST.rows(connection, ids, principal=principal):
             by_request[(principal, row.request_id)] = stored_result(row)
     by_result = {}
-    for row in select_in(connection, select_results(), columns.result_id, [draft.result_id for draft in drafts]):
+    for row in _BY_RESULT.rows(connection, [draft.result_id for draft in drafts]):
         found = stored_result(row)
         by_result[found.result.result_id] = found
     return by_request, by_result
@@ -171,10 +176,8 @@ def insert_results(
     connection: sa.Connection, drafts: Sequence[Draft], moments: Sequence[datetime]
 ) -> list[StoredResult]:
     """Inserts results and their defects, in order. moments: when each was stored."""
-    columns = schema.results.c
     values = [_result_values(draft, moment) for draft, moment in zip(drafts, moments, strict=True)]
-    statement = sa.insert(schema.results).returning(columns.seq, sort_by_parameter_order=True)
-    seqs = [int(row.seq) for row in connection.execute(statement, values)]
+    seqs = [int(row.seq) for row in connection.execute(_INSERT, values)]
     found = [
         values for seq, draft in zip(seqs, drafts, strict=True) for values in defect_values(seq, draft.entry.result)
     ]

@@ -34,6 +34,7 @@ from auroraedge.store.recording import Draft, check_fingerprint, insert_results,
 from auroraedge.store.retention import RetentionPolicy, RetentionReport, retain
 from auroraedge.store.rows import (
     HAS_REQUEST_ID,
+    SelectIn,
     chunks,
     conditions,
     dump_defects,
@@ -62,6 +63,8 @@ from auroraedge.store.types import (
 
 # Rows that are read in one query: bounds the memory of a stream.
 _PAGE = 500
+# Pictures by their addresses.
+_IMAGES = SelectIn(sa.select(schema.images), schema.images.c.sha256)
 ALL = ResultFilter()
 EVERYTHING = ResultFilter(purposes=None)
 
@@ -232,12 +235,7 @@ class Store:
         missing = [picture for picture in pictures if not folder.has(picture)]
         if missing:
             folder.put(missing)
-        known = {
-            row.sha256: row.removed_at
-            for row in select_in(
-                connection, sa.select(schema.images), schema.images.c.sha256, [p.sha256 for p in pictures]
-            )
-        }
+        known = {row.sha256: row.removed_at for row in _IMAGES.rows(connection, [p.sha256 for p in pictures])}
         values = [
             {"sha256": p.sha256, "size_bytes": len(p.content), "suffix": p.suffix, "stored_at": moment}
             for p in pictures
