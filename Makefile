@@ -33,8 +33,11 @@ $(TRITON): tests/triton-requirements.txt
 demo: $(SERVE) ## Sample parts, a served verdict and an HTML report, without a GPU
 	$(BIN)/python -m examples.demo --out demo
 
+# Unit tests two at a time, the tests of one file in one process. Those of servers, browsers and clusters by themselves:
+# they start processes of their own and watch the clock.
 test: $(DEV) $(TOOLS) $(TRITON) lint site ## All checks and tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit
+	$(BIN)/python -m pytest --ignore tests/unit
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -5,9 +5,10 @@ Prose lives here, figures in benchmarks/results/*.json, and what was tried in be
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,14 @@ def _peers(document: Document) -> Iterator[str]:
     yield "Floors of the verdict, from its matrix products alone:"
     yield ""
     yield from _table(("floor, ms", "how"), [(number(f.value), f.how) for f in document.floors])
+    eager, ours = (_median(document, CASE, name, "verdict") for name in ("transformers eager", "ours"))
+    if eager and ours and document.floors:
+        lowest = min(document.floors, key=lambda f: f.value)
+        yield (
+            f"transformers eager takes {eager / lowest.value:.1f}x the lowest of these floors, so no program gains "
+            f"more than that over it on this processor; ours is at {ours / lowest.value:.1f}x the floor."
+        )
+        yield ""
     yield from _targets(document)
     yield from (f"- {note}" for note in document.notes)
     yield ""
@@ -248,6 +257,87 @@ def _any(document: Document, heading: str) -> Iterator[str]:
     yield ""
 
 
+# Results of benchmarks.service_load: file, and how the engine's threads were set.
+_LOADS = (("", "one thread a core"), ("_1_thread", "--threads 1: a core is left to the server and its clients"))
+
+
+def _service_load() -> Iterator[str]:
+    """What the server costs beside its engine, and how it behaves when too much comes."""
+    head = ["figure", *(title for _, title in _LOADS)]
+    tables: list[tuple[str, list[tuple[str, Callable[[dict[str, Any]], str]]]]] = [
+        ("overhead", _OVERHEAD_ROWS),
+        ("overload", _OVERLOAD_ROWS),
+    ]
+    found = {part: [_load(f"service_{part}{suffix}.json") for suffix, _ in _LOADS] for part in ("overhead", "overload")}
+    soak = _load("service_soak.json")
+    if soak is None and not any(any(documents) for documents in found.values()):
+        return
+    yield "## The server beside its engine, and under too much load"
+    yield ""
+    yield "One server process with its store, clients in processes of their own on the same cores; frames of 200x200"
+    yield "pixels. `python -m benchmarks.service_load overhead|overload|soak`, p50 (p99) unless said otherwise."
+    yield ""
+    for part, rows in tables:
+        documents = found[part]
+        if any(documents):
+            cells = [(title, *("" if d is None else show(d["figures"]) for d in documents)) for title, show in rows]
+            yield from _table(head, cells)
+    missed = sorted({name for ds in found.values() for d in ds if d is not None for name in d["figures"]["missed"]})
+    if missed:
+        yield f"Missed in at least one of the two: {'; '.join(missed)}."
+        yield ""
+    if soak is not None:
+        s = soak["figures"]
+        yield (
+            f"Soak: {s['requests']:,} requests of {s['clients']} clients, {s['per_second']:.1f} a second; lost "
+            f"{s['lost']}, duplicated {s['duplicated']}, mismatched {s['mismatched']}; memory grew by "
+            f"{s['rss_growth_after_warm_up']:.1%} after warm-up ({soak['environment']['date'][:10]})."
+        )
+        yield ""
+    yield from (
+        f"- {part}, {title}: measured {d['environment']['date'][:10]} on {d['environment']['cpu']}, "
+        f"{d['environment']['cores']} cores, load average before: {d['environment']['load_average'][0]:.1f}."
+        for part, documents in found.items()
+        for d, (_, title) in zip(documents, _LOADS, strict=True)
+        if d is not None
+    )
+    yield ""
+
+
+def _load(name: str) -> dict[str, Any] | None:
+    path = RESULTS / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _ms(figures: dict[str, Any], name: str) -> str:
+    p = figures.get(name)
+    return "" if not p else f"{number(p['p50'])} ({number(p['p99'])}) ms"
+
+
+_OVERHEAD_ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    ("engine alone, frames a second", lambda f: number(float(np.median(f["engine_per_second"])))),
+    ("server at saturation, frames a second", lambda f: number(float(np.median(f["service_per_second"])))),
+    ("throughput lost (target: at most 5 %)", lambda f: f"{f['throughput_overhead']:.1%}"),
+    ("processor time a frame, engine / server", lambda f: f"{f['engine_cpu_ms']:.1f} / {f['service_cpu_ms']:.1f} ms"),
+    ("one frame, engine alone", lambda f: _ms(f, "engine_ms")),
+    ("one frame, server without a store", lambda f: _ms(f, "idle_unstored_ms")),
+    ("one frame, server, result and picture on disk first", lambda f: _ms(f, "idle_ms")),
+    ("idle overhead, stored (target: at most 2 ms)", lambda f: _ms(f, "idle_overhead_ms")),
+    ("idle overhead, not stored", lambda f: _ms(f, "idle_overhead_unstored_ms")),
+    ("an empty gRPC call, as far apart", lambda f: _ms(f, "empty_call_ms")),
+    ("a sync of this disk", lambda f: _ms(f, "disk_sync_ms")),
+]
+_OVERLOAD_ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    ("sustained, frames a second", lambda f: number(f["capacity_per_second"])),
+    ("latency at 80 % of that", lambda f: _ms(f, "steady_ms")),
+    ("at twice that: latency of what was accepted", lambda f: _ms(f, "double_accepted_ms")),
+    ("at twice that: accepted a second", lambda f: number(f["double_accepted_per_second"])),
+    ("p99 at twice the load / p99 at 80 % (target: at most 2)", lambda f: number(f["p99_ratio"])),
+    ("refused, share", lambda f: f"{f['double_refused']:.0%}"),
+    ("time to a refusal (target: 5 ms)", lambda f: _ms(f, "refusal_ms")),
+]
+
+
 def _plant() -> Iterator[str]:
     assumed = plants.Assumptions()
     yield "## A plant on paper"
@@ -285,6 +375,7 @@ def render() -> str:
     if "service_suite" in found:
         lines += _any(found["service_suite"], "The server under load")
         lines += ["![Throughput and latency of the server](images/performance-service.svg)", ""]
+    lines += _service_load()
     if "gpu_suite" in found:
         lines += _any(found["gpu_suite"], "On a GPU")
     lines += _plant()

@@ -125,7 +125,8 @@ def serving(*options: str, pause_s: float | None = None) -> Iterator[Server]:
 
 @dataclass(frozen=True)
 class Told:
-    """What a client was told about one frame. ms: from sending until the answer or the refusal."""
+    """What a client was told about one frame. ms: from sending until the answer or the refusal; engine_ms: the time in
+    the engine, as the answer says."""
 
     request_id: str
     code: str
@@ -135,6 +136,7 @@ class Told:
     image_sha256: str = ""
     part_id: str = ""
     attempts: int = 1
+    engine_ms: float = 0.0
 
 
 def _request(request_id: str, data: bytes, recipe: str) -> Any:
@@ -174,7 +176,7 @@ async def _send(stub: Any, request: Any, attempts: int, timeout_s: float = 30.0)
         ms = (time.perf_counter() - began) * 1000
         return Told(
             request.info.request_id, "OK", ms, result.result_id, _verdict(result.verdict), result.image_sha256,
-            result.request.part_id, attempt,
+            result.request.part_id, attempt, result.timings.total_ms,
         )  # fmt: skip
 
 
@@ -321,8 +323,11 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
 # --- overhead --------------------------------------------------------------------------------------------------------
 
 
-def bare(recipe_id: str, count: int, batch: int, threads: int | None, pictures: int) -> tuple[list[float], float]:
-    """Seconds of each of `count` calls of the engine alone, `batch` frames each, and CPU seconds of all of them."""
+def bare(
+    recipe_id: str, count: int, batch: int, threads: int | None, pictures: int
+) -> tuple[list[float], list[float], float]:
+    """Seconds of each of `count` calls of the engine alone, `batch` frames each; those of them outside of what the
+    results call their own time; and CPU seconds of all calls."""
     from auroraedge.inspection.recipe import load_recipe
     from auroraedge.runtime import InspectionJob, Inspector
 
@@ -331,16 +336,19 @@ def bare(recipe_id: str, count: int, batch: int, threads: int | None, pictures: 
     jobs = [InspectionJob(image=picture(number), recipe=recipe) for number in range(pictures)]
     for _ in range(3):
         inspector.inspect_batch(jobs[:batch])
-    samples = []
+    samples, outside = [], []
     cpu_s = time.process_time()
     for number in range(count):
         chosen = [jobs[(number * batch + index) % pictures] for index in range(batch)]
         began = time.perf_counter()
+        own_s = 0.0
         for outcome in inspector.inspect_batch(chosen):
             if isinstance(outcome, Exception):
                 raise outcome
+            own_s = max(own_s, outcome.timings.total_ms / 1000)
         samples.append(time.perf_counter() - began)
-    return samples, time.process_time() - cpu_s
+        outside.append(samples[-1] - own_s)
+    return samples, outside, time.process_time() - cpu_s
 
 
 def sync_ms(folder: Path, count: int = 100) -> list[float]:
@@ -374,45 +382,54 @@ def empty_calls(address: str, count: int, pause_s: float) -> list[float]:
 
 
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
-    """The service against the engine alone, in turns: throughput at saturation, latency of one client when idle."""
+    """The service against the engine alone, in turns: throughput at saturation, latency of one client when idle.
+
+    The overhead of an idle server is each answer's latency without the engine's time that the answer itself reports,
+    less the same of the engine alone: the engine's time drifts by more than the server takes.
+    """
     threads = options.threads
     extra = ["--threads", str(threads)] if threads else []
-    engine_rates, service_rates, engine_ms, service_ms = [], [], [], []
+    engine_rates, service_rates, engine_ms, outside_ms = [], [], [], []
     engine_cpu, service_cpu = [], []
-    unstored_ms: list[float] = []
+    stored: list[Told] = []
+    unstored: list[Told] = []
     empty_ms: list[float] = []
     with tempfile.TemporaryDirectory(prefix="auroraedge-load-") as folder:
         disk_ms = sync_ms(Path(folder))
         for turn in range(options.turns):
-            alone, cpu_s = _in_process(bare, options.recipe, options.requests, 1, threads, 64)
+            alone, outside, cpu_s = _in_process(bare, options.recipe, options.requests, 1, threads, 64)
             engine_cpu.append(cpu_s * 1000 / options.requests)
             engine_rates.append(len(alone) / sum(alone))
             engine_ms += [sample * 1000 for sample in alone]
+            outside_ms += [sample * 1000 for sample in outside]
             with serving("--store", "none", *extra) as server:
                 _in_process(closed_loop, server.address, 1, 10, "warm", options.recipe, 64)
                 idle = _in_process(closed_loop, server.address, 1, options.requests, "idle", options.recipe, 64)
-                unstored_ms += [one.ms for one in idle]
+                unstored += idle
                 pause_s = float(np.median(alone))
                 empty_ms += _in_process(empty_calls, server.address, options.requests // 3, pause_s)
             kept = ("--store", str(Path(folder) / str(turn)), "--keep-images", options.keep_images)
             with serving(*kept, *extra) as server:
                 _in_process(closed_loop, server.address, 1, 10, "warm", options.recipe, 64)
                 idle = _in_process(closed_loop, server.address, 1, options.requests, "idle", options.recipe, 64)
-                service_ms += [one.ms for one in idle]
+                stored += idle
                 cpu_s = server.cpu_s()
                 service_rates.append(_in_process(saturate, server.address, options.requests, options.recipe))
                 service_cpu.append((server.cpu_s() - cpu_s) * 1000 / options.requests)
     engine_rate, service_rate = float(np.median(engine_rates)), float(np.median(service_rates))
-    idle_ms = float(np.median(service_ms)) - float(np.median(engine_ms))
+    own_ms = float(np.median(outside_ms))
+    beside = {"stored": [one.ms - one.engine_ms - own_ms for one in stored]}
+    beside["unstored"] = [one.ms - one.engine_ms - own_ms for one in unstored]
+    idle_ms = float(np.median(beside["stored"]))
     figures = {
         "recipe": options.recipe, "engine_per_second": engine_rates, "service_per_second": service_rates,
         "throughput_overhead": 1 - service_rate / engine_rate,
         "engine_cpu_ms": float(np.median(engine_cpu)), "service_cpu_ms": float(np.median(service_cpu)),
         "engine_ms": percentiles(engine_ms), "disk_sync_ms": percentiles(disk_ms),
         "empty_call_ms": percentiles(empty_ms),
-        "idle_ms": percentiles(service_ms), "idle_overhead_p50_ms": idle_ms,
-        "idle_unstored_ms": percentiles(unstored_ms),
-        "idle_overhead_unstored_p50_ms": float(np.median(unstored_ms)) - float(np.median(engine_ms)),
+        "idle_ms": percentiles([one.ms for one in stored]),
+        "idle_unstored_ms": percentiles([one.ms for one in unstored]),
+        "idle_overhead_ms": percentiles(beside["stored"]), "idle_overhead_unstored_ms": percentiles(beside["unstored"]),
     }  # fmt: skip
     show("overhead", figures)
     figures["missed"] = missed(
@@ -479,7 +496,7 @@ def batching(options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {"recipe": options.recipe, "ms_per_frame": {}}
     for _ in range(options.turns):
         for batch in (1, 2, 4, 8):
-            samples, _ = _in_process(
+            samples, _, _ = _in_process(
                 bare, options.recipe, max(4, options.requests // batch), batch, options.threads, 64
             )
             figures["ms_per_frame"].setdefault(str(batch), []).extend(sample * 1000 / batch for sample in samples)

@@ -37,8 +37,8 @@ from service.frames import MAX_REGIONS, Intake
 from service.jobs import MAX_ITEMS
 from service.kserve import OpenInferenceServicer
 from service.listening import bind, unlink_socket
-from service.observer import Counts, Observers
 from service.memory import settle
+from service.observer import Counts, Observers
 from service.operations import Operations
 from service.recipes import RecipeBook
 from service.recorder import Recorder
