@@ -28,6 +28,8 @@ from auroraedge.inspection.images import decode_image
 from auroraedge.inspection.views import View, patchify, render_view
 from auroraedge.manifest import load_manifest
 from auroraedge.runtime.inspector import DEFAULT_ENGINE
+from auroraedge.runtime.session import OrtSession
+from auroraedge.runtime.side_by_side import SideBySideSession
 from benchmarks import graph_rewrites as rewrites
 from benchmarks.contenders import frame
 from benchmarks.prepare import ROOT, float_graphs
@@ -258,12 +260,13 @@ def run(engine: Path, model: Path, rounds: int, threads: int, console: Console) 
             "vision, I/O",
             {"as shipped": lambda: plain.run(None, single), "I/O binding": lambda: plain.run_with_iobinding(binding)},
         )
-        batches = {f"batch {n}": feeds.vision(n) for n in (1, 2, 4, 8)}
-        bench.compare(
-            "vision, a view",
-            {name: (lambda f=feed: plain.run(None, f)) for name, feed in batches.items()},
-            per={f"batch {n}": n for n in (1, 2, 4, 8)},
-        )
+        feeders: dict[str, Callable[[int], Feed]] = {
+            "vision": feeds.vision,
+            "fusion": feeds.fusion,
+            "decoder, prefill of 128": lambda n: feeds.decode(COMPRESSED + PROMPT, 0, n),
+        }
+        for case, feeder in feeders.items():
+            _batches(bench, f"{case}, a view", shipped[case.partition(",")[0]], feeder, threads)
         _host(bench)
         document.settings["shares"] = {
             "vision": shares(shipped["vision"], single, folder, fold=False),
@@ -271,6 +274,20 @@ def run(engine: Path, model: Path, rounds: int, threads: int, console: Console) 
             "decoder, prefill of 128": shares(shipped["decoder"], feeds.decode(128, 0), folder, fold=True),
         }
     return document
+
+
+def _batches(bench: Bench, case: str, path: Path, feed: Callable[[int], Feed], threads: int) -> None:
+    """Several views in one pass, and side by side on a thread each, against one view."""
+    fold = not path.name.startswith("vision")
+    together = OrtSession(path, threads=threads, fold_weights=fold)
+    apart = SideBySideSession(together, lambda: OrtSession(path, threads=1, fold_weights=fold), threads)
+    counts = {"batch 1": 1} | {f"batch {n}": n for n in (2, 4, 8)} | {f"{n} side by side": n for n in (2, 4, 8)}
+    given = {name: feed(count) for name, count in counts.items()}
+    forms: dict[str, Callable[[], Any]] = {
+        name: (lambda s=apart if "side" in name else together, f=given[name]: s.run(f)) for name in counts
+    }
+    bench.compare(case, forms, per=counts)
+    apart.close()
 
 
 def _host(bench: Bench) -> None:

@@ -27,6 +27,7 @@ from auroraedge.runtime.decoding import Decoder
 from auroraedge.runtime.in_place import InPlaceDecoder, OrtInPlaceGraph, is_in_place
 from auroraedge.runtime.ort_decoder import OrtGroupQueryGraph, reads_written_places
 from auroraedge.runtime.session import GraphSession, OrtSession, computes_in_float
+from auroraedge.runtime.side_by_side import SideBySideSession
 from auroraedge.runtime.tables import read_tables
 from auroraedge.runtime.tensorrt_decoder import TensorRtInPlaceGraph
 from auroraedge.runtime.tensorrt_session import LIBRARIES, TensorRt, TensorRtSession
@@ -39,7 +40,7 @@ _GRAPHS = {
 }
 _IN_PLACE = ("inputs_embeds", "position_ids", "attention_bias", "write_index")
 _SUPPORTED = (IMAGE_SIZE, PATCH_SIZE, LOCATION_BINS)
-# Views that go through the encoder together; more gain nothing on a CPU and cost memory.
+# Views that go through the encoder together; more gain nothing on one device and cost memory.
 _VIEW_BATCH = 8
 
 _Settings = TypeVar("_Settings", bound=BaseModel)
@@ -209,6 +210,7 @@ class Engine:
     vision: GraphSession
     fusion: GraphSession
     decoder: GraphSession | Decoder
+    view_batch = _VIEW_BATCH
 
     def close(self) -> None:
         """Gives back what the graphs hold."""
@@ -222,7 +224,8 @@ class Engine:
 
     def encode(self, patches: np.ndarray) -> Encoded:
         """Of full square views, patches uint8 [B, 256, 768]; in steps that bound the memory."""
-        steps = [self._encode(patches[i : i + _VIEW_BATCH]) for i in range(0, len(patches), _VIEW_BATCH)]
+        size = self.view_batch
+        steps = [self._encode(patches[i : i + size]) for i in range(0, len(patches), size)]
         return Encoded.joined(steps)
 
     def _encode(self, patches: np.ndarray) -> Encoded:
@@ -325,8 +328,14 @@ class EnginePackage(Engine):
         path = self.info.path / spec.file
         if self._device is not None:
             return TensorRtSession(self._device.plan(path, spec))
-        return OrtSession(
-            path, spec=spec, threads=threads, fold_weights=computes_in_float(self.manifest.precision[name])
+        fold = computes_in_float(self.manifest.precision[name])
+        shared = OrtSession(path, spec=spec, threads=threads, fold_weights=fold)
+        if shared.large or name == "decoder":
+            return shared  # a second copy of its weights would cost more than it saves
+        if name == "vision":
+            self.view_batch = max(_VIEW_BATCH, shared.threads)
+        return SideBySideSession(
+            shared, lambda: OrtSession(path, spec=spec, threads=1, fold_weights=fold), shared.threads
         )
 
     def _decoder(self, threads: int | None) -> GraphSession | Decoder:

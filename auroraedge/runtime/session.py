@@ -52,7 +52,7 @@ class OrtSession:
         self, path: Path, *, spec: GraphSpec | None = None, threads: int | None = None, fold_weights: bool = False
     ) -> None:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        self.threads = options.intra_op_num_threads = threads or os.cpu_count() or 1
         options.inter_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
@@ -60,8 +60,8 @@ class OrtSession:
         # the next one down (verdict of a four-view frame on two cores: 100 ms with, 55 ms without). A step of a large
         # decoder has 200 joints of a few hundred microseconds: there they spin until the run is over, which saves a
         # tenth of it.
-        large = weight_bytes(path) >= LARGE_BYTES
-        if large:
+        self.large = weight_bytes(path) >= LARGE_BYTES
+        if self.large:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         else:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -69,7 +69,7 @@ class OrtSession:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         self.name = path.name
         try:
-            with huge_pages(large):
+            with huge_pages(self.large):
                 self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises its own family, which has no common public base
             raise EngineIncompatibleError(

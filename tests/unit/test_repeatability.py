@@ -11,9 +11,10 @@ from auroraedge.inspection.recipe import load_recipe
 from auroraedge.runtime import InspectionJob, Inspector
 
 
-@pytest.fixture(scope="module")
-def inspector() -> Inspector:
-    return Inspector.open(threads=1)
+@pytest.fixture(scope="module", params=[1, 2], ids=["one thread", "two threads"])
+def inspector(request: pytest.FixtureRequest) -> Inspector:
+    """With two threads, views run side by side or together, depending on the company."""
+    return Inspector.open(threads=request.param)
 
 
 def _jobs(count: int) -> list[InspectionJob]:
