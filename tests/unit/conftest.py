@@ -41,15 +41,32 @@ class TinyEngine:
 
 @pytest.fixture(scope="session")
 def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> TinyEngine:
-    """Built once by the real engine build; about half a minute."""
-    torch = pytest.importorskip("torch")
+    """Built once by the real engine build, also for tests on several processes; about half a minute."""
+    pytest.importorskip("torch")
+    from filelock import FileLock
+
+    from auroraedge.model import AuroraEdgeForConditionalGeneration
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "tiny_engine"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            building = folder.with_suffix(".building")
+            _build_tiny_engine(building)
+            building.rename(folder)
+    model = AuroraEdgeForConditionalGeneration.from_pretrained(folder / "model").eval()
+    return TinyEngine(model=model, model_folder=folder / "model", fp32=folder / "fp32", int8=folder / "int8")
+
+
+def _build_tiny_engine(folder: Path) -> None:
+    import torch
+
     from auroraedge.config import PRESETS
     from auroraedge.inspection.recipe import list_recipes
     from auroraedge.model import AuroraEdgeConfig, AuroraEdgeForConditionalGeneration
     from engine_build.steps import build_engine
     from engine_build.targets import load_target
 
-    folder = tmp_path_factory.mktemp("tiny")
     tokenizer_file = ROOT / "models" / "nano" / "tokenizer.json"
     tokenizer = InspectionTokenizer.load(tokenizer_file)
     preset = replace(PRESETS["nano"], vision_layers=1, text_layers=2)
@@ -69,7 +86,6 @@ def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> TinyEngine:
     (folder / "model" / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
     for precision in ("fp32", "int8"):
         build_engine(load_target("cpu"), str(folder / "model"), folder / precision, precision=precision, views=6)
-    return TinyEngine(model=model, model_folder=folder / "model", fp32=folder / "fp32", int8=folder / "int8")
 
 
 @pytest.fixture(scope="session")
