@@ -6,6 +6,8 @@ SERVE := $(VENV)/.serve-installed
 DEV := $(VENV)/.dev-installed
 TOOLS := $(VENV)/.tools-installed
 TRITON := .venv-triton/.installed
+# Modules are compiled when they are first imported: most of torch's never are.
+PIP := --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test lint site clean
 
@@ -13,11 +15,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(SERVE): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/python -m pip install $(PIP) -e .
 	touch $@
 
 $(DEV): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,export,kernels,rtx,dev]"
+	$(BIN)/python -m pip install $(PIP) -e ".[train,export,kernels,rtx,dev]"
 	touch $@ $(SERVE)
 
 $(TOOLS): tests/debian-packages.txt | $(BIN)/python
@@ -27,16 +29,18 @@ $(TOOLS): tests/debian-packages.txt | $(BIN)/python
 # A client of the Open Inference Protocol; it pins another protobuf than ours.
 $(TRITON): tests/triton-requirements.txt
 	$(PYTHON) -m venv .venv-triton
-	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	.venv-triton/bin/python -m pip install $(PIP) -r $<
 	touch $@
 
 demo: $(SERVE) ## Sample parts, a served verdict and an HTML report, without a GPU
 	$(BIN)/python -m examples.demo --out demo
 
-# Unit tests two at a time, the tests of one file in one process. Those of servers, browsers and clusters by themselves:
-# they start processes of their own and watch the clock.
-test: $(DEV) $(TOOLS) $(TRITON) lint site ## All checks and tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit
+# Unit tests in two processes of one thread each, the tests of one file in one process. Those of servers, browsers and
+# clusters by themselves: they start processes of their own and watch the clock.
+test: ## All checks and tests
+	$(MAKE) --jobs 3 $(DEV) $(TOOLS) $(TRITON)
+	$(MAKE) --jobs 2 lint site
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit
 	$(BIN)/python -m pytest --ignore tests/unit
 
 lint: $(DEV)
