@@ -215,6 +215,16 @@ def test_kept_layers_stay_in_16_bits(tmp_path: Path, prepared) -> None:
     assert set(net.linear_layers) - set(net.quantised) == keep
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp8", "int4"])
+def test_the_grounding_head_is_not_quantised(tmp_path: Path, prepared, precision: str) -> None:
+    """Ranges of its inputs, a percentile, would clip the few tokens that show a defect."""
+    build, ready = prepared
+    build = replace(build, precision=build.precision | {"vision": precision})
+    found = gpu_build.write_graph(build, ready, "vision", tmp_path / "v.onnx", GraphOptions())
+    assert (found["grounding"].layers, found["grounding"].weights, found["grounding"].inputs) == (3, 0, 0)
+    assert found["encoder"].weights == found["encoder"].layers > 0
+
+
 def test_a_layer_without_a_range_is_an_error(tmp_path: Path, nano) -> None:
     _, shape, weights = nano
     with pytest.raises(EngineError, match="no calibrated range"):
