@@ -65,8 +65,8 @@ _WRITERS = {"vision": write_vision, "fusion": write_fusion, "decoder": write_dec
 # Least cosine to the torch model, by tensor, that a quantised graph must reach on the calibration views.
 _LEAST_COSINE = 0.99
 _STATE = "build.json"
-# The grounding head stays in 16 bits. A defect is a peak on a few of thousands of visual tokens: a percentile takes it for
-# an outlier, and what is clipped there is confidence in a defect (docs/engines.md). The head is 1 % of the products.
+# The grounding head stays in 16 bits. A defect is a peak on a few of thousands of visual tokens, which a percentile
+# takes for an outlier: what is clipped there is confidence in a defect (docs/engines.md). It is 1 % of the products.
 GROUNDING = frozenset({"grounding.mlp.1", "grounding.out", "grounding.pool"})
 # Input ranges of layers in a build with random weights, which nothing can be calibrated on.
 _RANDOM_RANGE = 8.0
