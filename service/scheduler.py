@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -356,10 +356,11 @@ class Scheduler:
         with self._changed:
             inspector = self._inspector
         started = self._clock()
+        done: list[tuple[Work, Any]] = []
         if batch[0].steps is not None:
             self._begin(batch[0], inspector)
         else:
-            self._execute(batch, inspector)
+            done = self._execute(batch, inspector)
         seconds = self._clock() - started
         expected = sum(work.cost_s for work in batch)
         with self._changed:
@@ -368,10 +369,15 @@ class Scheduler:
             self._frame_s += 0.2 * (seconds / len(batch) - self._frame_s)
             self._computing = 0
             self._busy_until = 0.0
+        # Told only now: a client that sends its next frame at once must not be refused for the work that it waited for.
+        for work, outcome in done:
+            self._resolve(work, outcome)
         self._observer.batch_done(len(batch), seconds)
         self._report()
 
-    def _execute(self, batch: list[Work], inspector: Inspector) -> None:
+    def _execute(self, batch: list[Work], inspector: Inspector) -> list[tuple[Work, Any]]:
+        """Every work with its result, or its error."""
+        outcomes: Sequence[Any]
         try:
             if batch[0].call is not None:
                 outcomes = [batch[0].call(inspector, batch[0])]
@@ -382,13 +388,10 @@ class Scheduler:
         except Exception:
             if len(batch) > 1:
                 # One frame must not take its neighbours with it.
-                for work in batch:
-                    self._execute([work], inspector)
-                return
+                return [found for work in batch for found in self._execute([work], inspector)]
             log.exception("An inspection failed unexpectedly.")
             outcomes = [unexpected()]
-        for work, outcome in zip(batch, outcomes, strict=True):
-            self._resolve(work, outcome)
+        return list(zip(batch, outcomes, strict=True))
 
     # --- token streams -----------------------------------------------------------------------------------------------
 
