@@ -5,7 +5,6 @@ Prose lives here, figures in benchmarks/results/*.json, and what was tried in be
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from benchmarks import plant as plants
 from benchmarks.environment import percentiles
 from benchmarks.plots import draw_scaling, draw_service, draw_verdicts
-from benchmarks.suite import RESULTS, Document, read_document
+from benchmarks.suite import RESULTS, Document, read_document, read_result
 from benchmarks.tables import number
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,12 +263,9 @@ _LOADS = (("", "one thread a core"), ("_1_thread", "--threads 1: a core is left 
 def _service_load() -> Iterator[str]:
     """What the server costs beside its engine, and how it behaves when too much comes."""
     head = ["figure", *(title for _, title in _LOADS)]
-    tables: list[tuple[str, list[tuple[str, Callable[[dict[str, Any]], str]]]]] = [
-        ("overhead", _OVERHEAD_ROWS),
-        ("overload", _OVERLOAD_ROWS),
-    ]
-    found = {part: [_load(f"service_{part}{suffix}.json") for suffix, _ in _LOADS] for part in ("overhead", "overload")}
-    soak = _load("service_soak.json")
+    tables = {"overhead": _OVERHEAD_ROWS, "overload": _OVERLOAD_ROWS}
+    found = {part: [read_result(f"service_{part}{suffix}.json") for suffix, _ in _LOADS] for part in tables}
+    soak = read_result("service_soak.json")
     if soak is None and not any(any(documents) for documents in found.values()):
         return
     yield "## The server beside its engine, and under too much load"
@@ -277,7 +273,7 @@ def _service_load() -> Iterator[str]:
     yield "One server process with its store, clients in processes of their own on the same cores; frames of 200x200"
     yield "pixels. `python -m benchmarks.service_load overhead|overload|soak`, p50 (p99) unless said otherwise."
     yield ""
-    for part, rows in tables:
+    for part, rows in tables.items():
         documents = found[part]
         if any(documents):
             cells = [(title, *("" if d is None else show(d["figures"]) for d in documents)) for title, show in rows]
@@ -302,11 +298,6 @@ def _service_load() -> Iterator[str]:
         if d is not None
     )
     yield ""
-
-
-def _load(name: str) -> dict[str, Any] | None:
-    path = RESULTS / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _ms(figures: dict[str, Any], name: str) -> str:

@@ -418,9 +418,9 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
                 service_cpu.append((server.cpu_s() - cpu_s) * 1000 / options.requests)
     engine_rate, service_rate = float(np.median(engine_rates)), float(np.median(service_rates))
     own_ms = float(np.median(outside_ms))
-    beside = {"stored": [one.ms - one.engine_ms - own_ms for one in stored]}
-    beside["unstored"] = [one.ms - one.engine_ms - own_ms for one in unstored]
-    idle_ms = float(np.median(beside["stored"]))
+    beside, beside_unstored = (
+        percentiles([one.ms - one.engine_ms - own_ms for one in told]) for told in (stored, unstored)
+    )
     figures = {
         "recipe": options.recipe, "engine_per_second": engine_rates, "service_per_second": service_rates,
         "throughput_overhead": 1 - service_rate / engine_rate,
@@ -429,13 +429,13 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
         "empty_call_ms": percentiles(empty_ms),
         "idle_ms": percentiles([one.ms for one in stored]),
         "idle_unstored_ms": percentiles([one.ms for one in unstored]),
-        "idle_overhead_ms": percentiles(beside["stored"]), "idle_overhead_unstored_ms": percentiles(beside["unstored"]),
+        "idle_overhead_ms": beside, "idle_overhead_unstored_ms": beside_unstored,
     }  # fmt: skip
     show("overhead", figures)
     figures["missed"] = missed(
         {
             "throughput overhead <= 5 %": figures["throughput_overhead"] <= 0.05,
-            "idle overhead <= 2 ms at p50": idle_ms <= 2.0,
+            "idle overhead <= 2 ms at p50": beside["p50"] <= 2.0,
         }
     )
     return figures

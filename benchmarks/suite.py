@@ -7,6 +7,7 @@ Samples of one case with the same index come from the same round, so contenders 
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -19,6 +20,12 @@ from benchmarks.environment import environment
 
 SCHEMA_VERSION = 1
 RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def read_result(name: str) -> dict[str, Any] | None:
+    """A committed result of any form; None where it is not there."""
+    path = RESULTS / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 class _Strict(BaseModel):

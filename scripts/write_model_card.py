@@ -9,12 +9,12 @@ the card's tables is typed.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.suite import read_result
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 CARD = ROOT / "models" / "nano" / "README.md"
 SETS = ("deeppcb", "steel_strip_xsdd", "magnetic_tile", "ball_screw")
 
@@ -128,14 +128,9 @@ def _rows(name: str, report: dict[str, Any]) -> list[str]:
     return rows
 
 
-def _read(name: str) -> dict[str, Any] | None:
-    path = RESULTS / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
 def _confidence() -> list[str]:
     """How sure P(NG) may be, out of fold on `val`, and what the thresholds do there."""
-    notes = _read("calibration_val.json")
+    notes = read_result("calibration_val.json")
     if notes is None:
         return []
     rows = []
@@ -166,7 +161,7 @@ def _robustness() -> list[str]:
     """A table a set: what each perturbation does to the figures."""
     lines: list[str] = []
     for name in SETS:
-        report = _read(f"robustness_{name}_test.json")
+        report = read_result(f"robustness_{name}_test.json")
         if report is None:
             continue
         conditions = report["conditions"]
@@ -208,7 +203,7 @@ def _robustness() -> list[str]:
 def _repeatability() -> list[str]:
     rows = []
     for name in SETS:
-        report = _read(f"repeatability_{name}_val.json")
+        report = read_result(f"repeatability_{name}_val.json")
         if report is not None:
             keys = ("parts", "inspections", "largest_batch", "verdicts", "classes", "boxes")
             rows.append(
@@ -250,7 +245,7 @@ def main() -> None:
         "",
     ]
     for name in SETS:
-        report = _read(f"eval_{name}_test.json")
+        report = read_result(f"eval_{name}_test.json")
         if report is None:
             continue
         lines += [f"### {name}: {report['model']['images']} images", ""]

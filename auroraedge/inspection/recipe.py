@@ -105,8 +105,8 @@ class Recipe(_Model):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other values. What was computed from the old ones (label names, hash) is not taken along."""
         copied = super().model_copy(update=update, deep=deep)
-        for derived in ("label_names", "sha256"):
-            copied.__dict__.pop(derived, None)
+        for derived in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[derived]
         return copied
 
     @cached_property

@@ -197,7 +197,8 @@ class Engine:
     """What an inspector needs of a model, whatever computes it.
 
     manifest: what is known of it. token_embedding float32 [vocab, D], position_table float32 [256, E]: the host's
-    tables. vision, fusion: graphs; decoder: a graph that hands its cache on, or a decoder that keeps it.
+    tables. vision, fusion: graphs; decoder: a graph that hands its cache on, or a decoder that keeps it. view_batch:
+    how many views the encoder is given at a time.
     """
 
     manifest: EngineDescription
@@ -210,7 +211,7 @@ class Engine:
     vision: GraphSession
     fusion: GraphSession
     decoder: GraphSession | Decoder
-    view_batch = _VIEW_BATCH
+    view_batch: int = _VIEW_BATCH
 
     def close(self) -> None:
         """Gives back what the graphs hold."""
@@ -297,7 +298,10 @@ class EnginePackage(Engine):
             )
         self.processor = processor
         self._check_sizes()
-        self.vision, self.fusion = self._session("vision", threads), self._session("fusion", threads)
+        self.vision = self._session_of_views("vision", threads)
+        self.fusion = self._session_of_views("fusion", threads)
+        if isinstance(self.vision, SideBySideSession):
+            self.view_batch = max(_VIEW_BATCH, self.vision.threads)
         self.decoder = self._decoder(threads)
         if load_manifest(path).engine_sha256 != manifest.engine_sha256:
             raise EngineError(
@@ -324,19 +328,24 @@ class EnginePackage(Engine):
                 )
 
     def _session(self, name: str, threads: int | None) -> GraphSession:
+        if self._device is None:
+            return self._ort_session(name, threads)
         spec = self.manifest.graphs[name]
-        path = self.info.path / spec.file
-        if self._device is not None:
-            return TensorRtSession(self._device.plan(path, spec))
+        return TensorRtSession(self._device.plan(self.info.path / spec.file, spec))
+
+    def _ort_session(self, name: str, threads: int | None) -> OrtSession:
+        spec = self.manifest.graphs[name]
         fold = computes_in_float(self.manifest.precision[name])
-        shared = OrtSession(path, spec=spec, threads=threads, fold_weights=fold)
-        if shared.large or name == "decoder":
+        return OrtSession(self.info.path / spec.file, spec=spec, threads=threads, fold_weights=fold)
+
+    def _session_of_views(self, name: str, threads: int | None) -> GraphSession:
+        """A graph whose rows are views, which run side by side on a CPU."""
+        if self._device is not None:
+            return self._session(name, threads)
+        shared = self._ort_session(name, threads)
+        if shared.large:
             return shared  # a second copy of its weights would cost more than it saves
-        if name == "vision":
-            self.view_batch = max(_VIEW_BATCH, shared.threads)
-        return SideBySideSession(
-            shared, lambda: OrtSession(path, spec=spec, threads=1, fold_weights=fold), shared.threads
-        )
+        return SideBySideSession(shared, lambda: self._ort_session(name, 1), shared.threads)
 
     def _decoder(self, threads: int | None) -> GraphSession | Decoder:
         spec = self.manifest.graphs["decoder"]

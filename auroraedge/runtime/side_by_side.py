@@ -25,7 +25,7 @@ class SideBySideSession:
     """
 
     def __init__(self, shared: GraphSession, alone: Callable[[], GraphSession], threads: int) -> None:
-        self._shared, self._make_alone, self._threads = shared, alone, threads
+        self._shared, self._make_alone, self.threads = shared, alone, threads
         self._lock = threading.Lock()
         self._alone: GraphSession | None = None
         self._pool: ThreadPoolExecutor | None = None
@@ -37,10 +37,10 @@ class SideBySideSession:
             return self._shared.run(inputs)
         # What is left over when every thread has had the same number of rows has all threads again, one by one, unless
         # more than half of them would be busy anyway.
-        left = rows % self._threads
-        apart = rows if 2 * left > self._threads else rows - left
+        left = rows % self.threads
+        apart = rows if 2 * left > self.threads else rows - left
         parts = []
-        if apart and self._threads > 1:
+        if apart and self.threads > 1:
             alone, pool = self._single()
             parts = list(pool.map(alone.run, [_row(inputs, row) for row in range(apart)]))
         parts += [self._shared.run(_row(inputs, row)) for row in range(len(parts), rows)]
@@ -50,7 +50,7 @@ class SideBySideSession:
         with self._lock:
             if self._alone is None or self._pool is None:
                 self._alone = self._make_alone()
-                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="engine-row")
+                self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="engine-row")
             return self._alone, self._pool
 
     def close(self) -> None:

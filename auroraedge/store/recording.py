@@ -19,7 +19,7 @@ from auroraedge.store.types import NewResult, Purpose, StoredResult, purpose_of
 
 _RESULTS = schema.results.c
 _BY_RESULT = SelectIn(select_results(), _RESULTS.result_id)
-_BY_REQUEST = SelectIn(
+BY_REQUEST = SelectIn(
     select_results().where(_RESULTS.principal == sa.bindparam("principal"), HAS_REQUEST_ID), _RESULTS.request_id
 )
 _INSERT = sa.insert(schema.results).returning(_RESULTS.seq, sort_by_parameter_order=True)
@@ -127,7 +127,7 @@ def _existing(
         if draft.request_key is not None:
             by_principal.setdefault(draft.request_key[0], []).append(draft.request_key[1])
     for principal, ids in by_principal.items():
-        for row in _BY_REQUEST.rows(connection, ids, principal=principal):
+        for row in BY_REQUEST.rows(connection, ids, principal=principal):
             by_request[(principal, row.request_id)] = stored_result(row)
     by_result = {}
     for row in _BY_RESULT.rows(connection, [draft.result_id for draft in drafts]):

@@ -30,7 +30,7 @@ from auroraedge.store.check import CheckReport, check
 from auroraedge.store.database import Database, parse_address
 from auroraedge.store.images import ImageFolder, Picture
 from auroraedge.store.info import StoreInfo, store_info
-from auroraedge.store.recording import Draft, check_fingerprint, insert_results, sort_out
+from auroraedge.store.recording import BY_REQUEST, Draft, check_fingerprint, insert_results, sort_out
 from auroraedge.store.retention import RetentionPolicy, RetentionReport, retain
 from auroraedge.store.rows import (
     HAS_REQUEST_ID,
@@ -275,13 +275,10 @@ class Store:
         if not request_id:
             return None
         with self.database.read() as connection:
-            query = select_results().where(
-                schema.results.c.principal == principal, schema.results.c.request_id == request_id, HAS_REQUEST_ID
-            )
-            row = connection.execute(query).first()
-        if row is None:
+            rows = list(BY_REQUEST.rows(connection, [request_id], principal=principal))
+        if not rows:
             return None
-        found = replace(stored_result(row), replayed=True)
+        found = replace(stored_result(rows[0]), replayed=True)
         if fingerprint:
             check_fingerprint(request_id, fingerprint, found.fingerprint)
         return found
