@@ -9,7 +9,7 @@ TRITON := .venv-triton/.installed
 # Modules are compiled when they are first imported: most of torch's never are.
 PIP := --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test lint site clean
+.PHONY: demo test unit browser processes lint site clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -35,13 +35,22 @@ $(TRITON): tests/triton-requirements.txt
 demo: $(SERVE) ## Sample parts, a served verdict and an HTML report, without a GPU
 	$(BIN)/python -m examples.demo --out demo
 
-# Unit tests in two processes of one thread each, the tests of one file in one process. Those of servers, browsers and
-# clusters by themselves: they start processes of their own and watch the clock.
 test: ## All checks and tests
 	$(MAKE) --jobs 3 $(DEV) $(TOOLS) $(TRITON)
 	$(MAKE) --jobs 2 lint site
+	$(MAKE) unit
+	$(MAKE) --jobs 2 --output-sync=target processes browser
+
+# Two processes of one thread each, the tests of one file in one process.
+unit: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit
-	$(BIN)/python -m pytest --ignore tests/unit
+
+browser: $(DEV) $(TOOLS)
+	$(BIN)/python -m pytest tests/browser
+
+# Of servers, clusters and devices: they start processes of their own and watch the clock.
+processes: $(DEV) $(TOOLS) $(TRITON)
+	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/browser
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -77,10 +77,10 @@ def points(found: dict[str, float], reference: dict[str, float]) -> dict[str, fl
 
 
 def parity(folder: Path) -> dict[str, float]:
-    """Cosines of the stages, and how often the first token agrees, from the package's manifest."""
+    """Cosines of the stages, and how often the tokens of known answers agree, from the package's manifest."""
     stages = load_manifest(folder).parity
     found = {name: stages[f"onnx_qdq/{name}"]["cosine"] for name in TENSORS}
-    return found | {"first_token": stages["onnx_qdq/task"]["first_token_agreement"]}
+    return found | {"tokens": stages["onnx_qdq/task"]["token_agreement"]}
 
 
 def verdict(precision: str, rows: dict[str, dict[str, float]], figures: dict[str, float]) -> list[str]:
@@ -91,14 +91,14 @@ def verdict(precision: str, rows: dict[str, dict[str, float]], figures: dict[str
             if abs(value) > MOST_POINTS[precision]:
                 missed.append(f"{name} {metric} {value:+.2f} points")
     missed += [f"{t} cosine {figures[t]:.5f}" for t in TENSORS if figures[t] < LEAST_COSINE[precision]]
-    if figures["first_token"] < LEAST_AGREEMENT.get(precision, 0.0):
-        missed.append(f"first token {figures['first_token']:.1%}")
+    if figures["tokens"] < LEAST_AGREEMENT.get(precision, 0.0):
+        missed.append(f"tokens {figures['tokens']:.1%}")
     return missed
 
 
 def table(content: dict[str, Any]) -> str:
     """Markdown: by precision and set, the largest difference of any metric and its name."""
-    lines = ["| precision | " + " | ".join(content["sets"]) + " | cosines V / C / F | first token | target |"]
+    lines = ["| precision | " + " | ".join(content["sets"]) + " | cosines V / C / F | same token | target |"]
     lines.append("|---" * (len(content["sets"]) + 4) + "|")
     for precision, engine in content["engines"].items():
         cells = []
@@ -108,9 +108,7 @@ def table(content: dict[str, Any]) -> str:
             cells.append(f"{differences[worst]:+.2f} ({worst.split('.', 1)[-1]})")
         cosines = " / ".join(f"{engine['parity'][t]:.5f}" for t in TENSORS)
         state = "holds" if not engine["missed"] else f"{len(engine['missed'])} missed"
-        lines.append(
-            f"| {precision} | {' | '.join(cells)} | {cosines} | {engine['parity']['first_token']:.1%} | {state} |"
-        )
+        lines.append(f"| {precision} | {' | '.join(cells)} | {cosines} | {engine['parity']['tokens']:.1%} | {state} |")
     images = ", ".join(f"{name} {count}" for name, count in content["images"].items())
     lines += ["", f"Split `{content['split']}`, samples: {images}. {content['environment']['date'][:10]}."]
     return "\n".join(lines)

@@ -13,7 +13,7 @@ import argparse
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +37,18 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def quantise_onnx(
-    source: Path, destination: Path, views: Arrays, mode: str, method: str, environment: Environment
+    source: Path,
+    destination: Path,
+    views: Arrays,
+    mode: str,
+    method: str,
+    environment: Environment,
+    keep: Collection[str] = (),
 ) -> dict[str, tuple[int, int]]:
     """Writes `destination`; returns by submodule how many of its linear layers are quantised, and how many it has.
 
-    views: every input of the graph, all calibration views along the first axis. Raises EngineError when a submodule
-    has no quantised layer.
+    views: every input of the graph, all calibration views along the first axis. keep: submodules that stay as they
+    are. Raises EngineError when another submodule has no quantised layer.
     """
     if mode not in METHODS or method not in METHODS[mode]:
         raise EngineError(
@@ -50,14 +56,15 @@ def quantise_onnx(
             field="--method",
             remedy=f"Of {mode}: {', '.join(METHODS.get(mode, ()))}.",
         )
+    graph = onnx.load(source)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "views.npz"
         np.savez(data, **views)
         command = [environment.python, "-I", WORKER, source, destination, data, "--mode", mode, "--method", method]
+        command += ["--exclude", *(node for node, name, _ in _weighted(graph) if submodule(name) in keep)]
         environment.run(command, log=destination.with_suffix(".log"))
     counts = quantised_layers(onnx.load(destination))
-    wanted = {name for name, (_, layers) in quantised_layers(onnx.load(source)).items() if layers}
-    for name in sorted(wanted):
+    for name in sorted(quantised_layers(graph).keys() - set(keep)):
         if counts.get(name, (0, 0))[0] == 0:
             raise EngineError(
                 f"nvidia-modelopt left the submodule '{name}' unquantised.", field=name, remedy="Do not use this file."
@@ -75,19 +82,23 @@ def submodule(weight: str) -> str:
 
 def quantised_layers(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
     """By submodule: products with a weight that comes from a DequantizeLinear, and all products with a weight."""
-    made_by = {output: node for node in model.graph.node for output in node.output}
-    constants = {item.name for item in model.graph.initializer}
     done: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    for node in model.graph.node:
-        if node.op_type not in ("MatMul", "Gemm"):
-            continue
-        name, dequantised = _weight(node.input[1], made_by, constants)
-        if name is None:
-            continue
+    for _, name, dequantised in _weighted(model):
         total[submodule(name)] += 1
         done[submodule(name)] += dequantised
     return {name: (done[name], count) for name, count in sorted(total.items())}
+
+
+def _weighted(model: onnx.ModelProto) -> Iterator[tuple[str, str, bool]]:
+    """Products with a weight: name of the node, name of the weight, and whether this was dequantised."""
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    constants = {item.name for item in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("MatMul", "Gemm"):
+            name, dequantised = _weight(node.input[1], made_by, constants)
+            if name is not None:
+                yield node.name, name, dequantised
 
 
 def _weight(value: str, made_by: Mapping[str, onnx.NodeProto], constants: set[str]) -> tuple[str | None, bool]:
@@ -149,7 +160,8 @@ def compare_vision(model: str, mode: str, method: str, count: int, console: Cons
         work = Path(name)
         plain = export_graph(loaded, "vision", work).path
         theirs, ours = work / "theirs.onnx", work / "ours.onnx"
-        counts = quantise_onnx(plain, theirs, feeds(frames.patches[:count]), mode, method, environment)
+        calibration = feeds(frames.patches[:count])
+        counts = quantise_onnx(plain, theirs, calibration, mode, method, environment, keep=("grounding",))
         write_graph(build, prepare(build, console), "vision", ours, GraphOptions(dtype="float32"))
         checked = feeds(frames.patches[count:])
         rows = {
@@ -159,7 +171,7 @@ def compare_vision(model: str, mode: str, method: str, count: int, console: Cons
     quantised, layers = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
     table = Table(
         title=f"vision in {mode}, cosine to float32, {count} views to calibrate and {count} others to check",
-        caption=f"modelopt: {quantised} of {layers} linear layers quantised, every submodule among them",
+        caption=f"modelopt: {quantised} of {layers} linear layers quantised, of every submodule but the grounding head",
     )
     names = sorted(next(iter(rows.values())))
     for column in ("by", *names):

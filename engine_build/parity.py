@@ -38,16 +38,22 @@ def vision_feeds(frames: CalibrationSet, position_table: np.ndarray) -> Iterator
 
 @torch.no_grad()
 def torch_outputs(model: AuroraEdgeForConditionalGeneration, frames: CalibrationSet) -> list[Arrays]:
-    """What the torch model makes of every view, by the tensor names of the graphs; prompts one by one."""
+    """What the torch model makes of every view, by the tensor names of the graphs; prompts one by one.
+
+    `logits` [1, V] are those behind the prompt, `answer_logits` [A, V] those of every place of the known answer.
+    """
     outputs = []
-    for patches, ids in zip(frames.patches, frames.prompt_ids, strict=True):
+    for patches, ids, sample in zip(frames.patches, frames.prompt_ids, frames.samples, strict=True):
         pixels = torch.from_numpy(patches[None]).float() / 127.5 - 1.0
         visual, compressed, mask = model.encode(pixels)
         prompt = torch.tensor([ids])
         ones = torch.ones_like(prompt)
         fused = model.fuse(prompt, ones, visual, mask)
-        logits = model.language_model(**model.decoder_inputs(compressed, fused, ones), logits_to_keep=1).logits
-        found = {"visual": visual, "compressed": compressed, "fused": fused, "logits": logits[:, -1]}
+        answer = torch.tensor([sample.answers[0][:-1]], dtype=torch.int64)
+        inputs = model.decoder_inputs(compressed, fused, ones, answer)
+        logits = model.language_model(**inputs, logits_to_keep=answer.shape[1] + 1).logits
+        found = {"visual": visual, "compressed": compressed, "fused": fused}
+        found |= {"logits": logits[:, 0], "answer_logits": logits[0]}
         if model.grounding is not None:
             evidence, presence = model.grounding(visual, mask)
             found |= {"evidence": evidence, "presence": presence}
@@ -62,11 +68,11 @@ def engine_outputs(
     embedding: np.ndarray,
     decoder: dict,
 ) -> list[Arrays]:
-    """The same through the graphs, each fed with what the graph before it made."""
+    """The same through the graphs, each fed with what the graph before it made; the answer token by token."""
     empty = np.zeros((1, decoder["kv_heads"], 0, decoder["head_dim"]), dtype=np.float32)
     cache = {f"past.{i}.{kind}": empty for i in range(decoder["layers"]) for kind in ("key", "value")}
     outputs = []
-    for patches, ids in zip(frames.patches, frames.prompt_ids, strict=True):
+    for patches, ids, sample in zip(frames.patches, frames.prompt_ids, frames.samples, strict=True):
         mask = np.ones((1, patches.shape[0]), dtype=np.float32)
         found = sessions["vision"].run({"patches": patches[None], "position": position_table[None], "patch_mask": mask})
         text = embedding[np.array(ids)][None]
@@ -75,23 +81,30 @@ def engine_outputs(
             {"text": text, "visual": found["visual"], "patch_mask": mask, "text_mask": ones}
         )
         embeds = np.concatenate([found["compressed"], found["fused"]], axis=1)
-        length = embeds.shape[1]
-        found |= sessions["decoder"].run(
-            {
-                "inputs_embeds": embeds,
-                "attention_mask": np.ones((1, length), dtype=np.float32),
-                "position_ids": np.arange(length, dtype=np.int64)[None],
-                **cache,
-            }
-        )
-        outputs.append({name: value for name, value in found.items() if not name.startswith("present.")})
+        steps = [embeds, *(embedding[token][None, None] for token in sample.answers[0][:-1])]
+        logits, past, length = [], cache, 0
+        for step in steps:
+            place = np.arange(length, length + step.shape[1], dtype=np.int64)[None]
+            length += step.shape[1]
+            made = sessions["decoder"].run(
+                {
+                    "inputs_embeds": step,
+                    "attention_mask": np.ones((1, length), dtype=np.float32),
+                    "position_ids": place,
+                    **past,
+                }
+            )
+            logits.append(made.pop("logits"))
+            past = {name.replace("present.", "past."): value for name, value in made.items()}
+        found |= {"logits": logits[0], "answer_logits": np.concatenate(logits)}
+        outputs.append(found)
     return outputs
 
 
 def stage_parity(ours: list[Arrays], reference: list[Arrays], ok_id: int, ng_id: int) -> dict[str, dict[str, float]]:
-    """Figures by tensor, and under `task` how often verdict and first token agree."""
+    """Figures by tensor, and under `task` how often verdict, first token and all tokens (where there are) agree."""
     figures = {}
-    for name in reference[0]:
+    for name in (name for name in reference[0] if name in ours[0]):
         figures[name] = compare(
             np.concatenate([o[name].ravel() for o in ours]), np.concatenate([r[name].ravel() for r in reference])
         )
@@ -101,4 +114,12 @@ def stage_parity(ours: list[Arrays], reference: list[Arrays], ok_id: int, ng_id:
     ]
     first = [o["logits"][0].argmax() == r["logits"][0].argmax() for o, r in zip(ours, reference, strict=True)]
     figures["task"] = {"verdict_agreement": float(np.mean(verdict)), "first_token_agreement": float(np.mean(first))}
+    if "answer_logits" in figures:
+        tokens = np.concatenate(
+            [
+                o["answer_logits"].argmax(-1) == r["answer_logits"].argmax(-1)
+                for o, r in zip(ours, reference, strict=True)
+            ]
+        )
+        figures["task"] |= {"token_agreement": float(tokens.mean()), "tokens": float(len(tokens))}
     return figures

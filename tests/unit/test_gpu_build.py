@@ -394,29 +394,28 @@ def test_a_capability_that_the_compiler_lacks_is_refused(tmp_path: Path, nano) -
         )
 
 
-def test_build_for_rtx_resumes_and_publishes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def rtx_build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
+    """An engine of nano in INT4 for another machine's GPU: package, workspace and the command that made them."""
     needs_tensorrt_rtx()
-    out, work = tmp_path / "engine", tmp_path / "work"
-    command = [
-        "--target",
-        "rtx-ampere",
-        "--precision",
-        "int4",
-        "--views",
-        "4",
-        "--keep-worst",
-        "0",
-        "--out",
-        str(out),
-        "--workspace",
-        str(work),
-    ]
+    folder = tmp_path_factory.mktemp("rtx")
+    out, work = folder / "engine", folder / "work"
+    command = ["--target", "rtx-ampere", "--precision", "int4", "--views", "4", "--keep-worst", "0"]
+    command += ["--out", str(out), "--workspace", str(work)]
     assert main(command) == 0
+    return out, work, command
+
+
+def test_build_for_rtx_resumes_and_publishes(
+    rtx_build: tuple[Path, Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, work, command = rtx_build
     manifest = verify_package(out)
     assert manifest.target == "rtx-ampere" and manifest.compute_capability == "8.6"
     assert manifest.precision == {"vision": "int8", "fusion": "fp16", "decoder": "int4"}
     assert manifest.graphs["decoder"].profiles["inputs_embeds"].maximum[0] == 16
     assert manifest.parity["onnx_qdq/logits"]["cosine"] > 0.99
+    assert manifest.parity["onnx_qdq/task"]["tokens"] > 20
     # As after an interruption: two graphs are there, the third is not.
     (work / "decoder.plan").unlink()
     capsys.readouterr()
@@ -425,30 +424,11 @@ def test_build_for_rtx_resumes_and_publishes(tmp_path: Path, capsys: pytest.Capt
     assert "vision: kept from the workspace" in said and "decoder: int4" in said
 
 
-def test_a_gpu_engine_is_refused_by_the_cpu_runtime(tmp_path: Path) -> None:
-    needs_tensorrt_rtx()
+def test_a_gpu_engine_is_refused_by_the_cpu_runtime(rtx_build: tuple[Path, Path, list[str]]) -> None:
     from auroraedge.runtime.engine import EnginePackage
 
-    out = tmp_path / "engine"
-    assert (
-        main(
-            [
-                "--target",
-                "rtx-ampere",
-                "--keep-worst",
-                "0",
-                "--views",
-                "2",
-                "--out",
-                str(out),
-                "--workspace",
-                str(tmp_path / "w"),
-            ]
-        )
-        == 0
-    )
     with pytest.raises(EngineError, match="rtx-ampere") as caught:
-        EnginePackage(out)
+        EnginePackage(rtx_build[0])
     assert "build.py" in caught.value.remedy
 
 

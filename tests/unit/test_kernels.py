@@ -20,6 +20,8 @@ from kernels.tiles import TILES, choices, choose_tile, family_of, programs, tile
 ROOT = Path(__file__).resolve().parents[2]
 torch = pytest.importorskip("torch")
 CAPABILITIES = sorted(PTX_VERSIONS)
+# Compiled here: each kind of matrix instruction, Orin, and FP8 without tcgen05. The others differ by number alone.
+COMPILED = (87, 90, 100, 120)
 
 
 # --- choice ----------------------------------------------------------------------------------------------------------
@@ -224,17 +226,17 @@ def test_quantised_ops_stay_near_the_float_ones() -> None:
 
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One tile of every kernel and precision for every capability, compiled for real; half a minute."""
+    """One tile of every kernel and precision for COMPILED, for real."""
     if subprocess.run([sys.executable, "-c", "import triton"], capture_output=True, check=False).returncode:
         lacks("triton is not installed: pip install 'auroraedge[kernels]'")
     out = tmp_path_factory.mktemp("packs")
-    command = [sys.executable, "-m", "kernels.pack", "--reduced", "--jobs", "2", "--out", str(out)]
+    command = [sys.executable, "-m", "kernels.pack", "--reduced", "--sm", *map(str, COMPILED), "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return out
 
 
-@pytest.mark.parametrize("sm", CAPABILITIES)
+@pytest.mark.parametrize("sm", COMPILED)
 def test_packs_keep_their_promises(packs: Path, sm: int) -> None:
     """From the files alone: instructions of the dtype, no spill or scratch, shared memory, PTX version, arguments."""
     import hashlib
