@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from onnxruntime.quantization.calibrate import HistogramCollector
+from rich.console import Console
+from rich.progress import track
 from torch import nn
 
 from auroraedge.errors import CalibrationError
@@ -61,6 +66,32 @@ class Ranges:
             return {name: layer.largest for name, layer in self.layers.items()}
         return {name: _threshold(layer, method) for name, layer in self.layers.items()}
 
+    def save(self, path: Path) -> None:
+        """One npz file, written at once."""
+        arrays = {f"{name}/{key}": value for name, layer in self.layers.items() for key, value in asdict(layer).items()}
+        about = {"views": self.views, "set_sha256": self.set_sha256, "set_name": self.set_name}
+        draft = path.with_name(f".{path.name}.draft.npz")
+        np.savez_compressed(draft, **arrays, about=json.dumps(about))
+        draft.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Ranges:
+        """What `save` wrote. Raises CalibrationError for another file."""
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                layers: dict[str, dict[str, Any]] = {}
+                for key in stored.files:
+                    name, _, value = key.rpartition("/")
+                    if name:
+                        array = stored[key]
+                        layers.setdefault(name, {})[value] = array if array.ndim else array.item()
+                about = json.loads(str(stored["about"]))
+            return cls(layers={name: LayerRange(**values) for name, values in layers.items()}, **about)
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+            raise CalibrationError(
+                f"{path} holds no ranges: {error}.", field="--workspace", remedy="Build without --resume."
+            ) from error
+
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -82,9 +113,19 @@ def watching(model: nn.Module, see: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def run_views(model: AuroraEdgeForConditionalGeneration, frames: CalibrationSet, *, answers: bool = True) -> None:
+def run_views(
+    model: AuroraEdgeForConditionalGeneration,
+    frames: CalibrationSet,
+    *,
+    answers: bool = True,
+    console: Console | None = None,
+    description: str = "views",
+) -> None:
     """The model on every view with its prompt and, after it, the reference answer: what decoding will see."""
-    for patches, prompt, sample in zip(frames.patches, frames.prompt_ids, frames.samples, strict=True):
+    views = list(zip(frames.patches, frames.prompt_ids, frames.samples, strict=True))
+    for patches, prompt, sample in track(
+        views, description=description, console=console, transient=True, disable=console is None
+    ):
         pixels = torch.from_numpy(patches[None]).float() / 127.5 - 1.0
         answer = torch.tensor([sample.answers[0][:-1]]) if answers and len(sample.answers[0]) > 1 else None
         model(input_ids=torch.tensor([prompt]), pixel_values=pixels, answer_ids=answer)
@@ -93,7 +134,9 @@ def run_views(model: AuroraEdgeForConditionalGeneration, frames: CalibrationSet,
             model.grounding(visual, mask)
 
 
-def measure_ranges(model: AuroraEdgeForConditionalGeneration, frames: CalibrationSet) -> Ranges:
+def measure_ranges(
+    model: AuroraEdgeForConditionalGeneration, frames: CalibrationSet, console: Console | None = None
+) -> Ranges:
     """Runs the model (float32, eval) on the views. Raises CalibrationError for a layer without usable input."""
     largest: dict[str, float] = {}
     channels: dict[str, torch.Tensor] = {}
@@ -109,7 +152,7 @@ def measure_ranges(model: AuroraEdgeForConditionalGeneration, frames: Calibratio
         largest[name] = float(channels[name].max())
 
     with watching(model, first_pass):
-        run_views(model, frames)
+        run_views(model, frames, console=console, description="largest inputs")
     unseen = sorted(set(linear_layers(model)) - set(largest))
     if unseen:
         raise CalibrationError(f"{len(unseen)} layers saw no calibration view, first {unseen[0]}.", field=unseen[0])
@@ -123,7 +166,7 @@ def measure_ranges(model: AuroraEdgeForConditionalGeneration, frames: Calibratio
         counts[name] += torch.histc(x.detach().abs().float(), bins=_BINS, min=0.0, max=top)
 
     with watching(model, second_pass):
-        run_views(model, frames)
+        run_views(model, frames, console=console, description="histograms")
     layers = {
         name: LayerRange(
             largest=value,

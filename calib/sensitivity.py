@@ -5,8 +5,10 @@ Quantisation is imitated in torch (round and clip of input and weight), so a swe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -82,16 +84,33 @@ def sweep(
     largest: Mapping[str, float],
     precisions: Mapping[str, str],
     console: Console,
+    journal: Path | None = None,
 ) -> list[Sensitivity]:
     """Every layer that is to be quantised, the most harmful first. precisions: "int8", "fp8" or "int4" by layer.
 
+    journal: a file of JSON lines that keeps what was found; layers that are in it are not measured again.
     FP8 is imitated as INT8, which rounds in other places; its order of layers is what is wanted here.
     """
-    reference = _outputs(model, frames)
-    found = []
+    known = _read(journal)
     wanted = [(name, layer) for name, layer in linear_layers(model).items() if name in precisions]
-    for name, layer in track(wanted, description="sensitivity", console=console, transient=True):
+    missing = [(name, layer) for name, layer in wanted if name not in known]
+    reference = _outputs(model, frames) if missing else None
+    for name, layer in track(missing, description="sensitivity", console=console, transient=True):
         with _Imitation(layer, precisions[name], largest[name]):
             visual, logits = _outputs(model, frames)
-        found.append(Sensitivity(layer=name, noise=max(_noise(visual, reference[0]), _noise(logits, reference[1]))))
+        assert reference is not None
+        known[name] = max(_noise(visual, reference[0]), _noise(logits, reference[1]))
+        if journal is not None:
+            with journal.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"layer": name, "noise": known[name]}) + "\n")
+    found = [Sensitivity(layer=name, noise=known[name]) for name, _ in wanted]
     return sorted(found, key=lambda item: -item.noise)
+
+
+def _read(journal: Path | None) -> dict[str, float]:
+    """Noise by layer; the last line may have been cut off, and is then measured again."""
+    if journal is None or not journal.is_file():
+        return {}
+    lines = [line for line in journal.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    journal.write_text("".join(lines), encoding="utf-8")
+    return {item["layer"]: item["noise"] for item in map(json.loads, lines)}

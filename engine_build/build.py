@@ -115,7 +115,7 @@ def _build(target: Target, options: argparse.Namespace, out: Path, console: Cons
     )
     workspace = options.workspace or ROOT / "build" / f"{Path(options.model).name}-{target.name}"
     if options.simulate:
-        return gpu_build.simulate(build, out, console)
+        return gpu_build.simulate(build, out, console, workspace, resume=options.resume)
     if options.random_weights:
         gpu_build.measure_compiler(build, workspace, console, resume=options.resume)
         return None
@@ -128,7 +128,7 @@ def _build(target: Target, options: argparse.Namespace, out: Path, console: Cons
         from engine_build.kit import write_kit
 
         folder = options.out or ROOT / "build" / f"{Path(options.model).name}-{target.name}-kit"
-        write_kit(build, folder, console)
+        write_kit(build, folder, console, workspace, resume=options.resume)
         console.print(f"{folder}: build kit for {target.title}. Copy it there, then: python3 finish.py --out ENGINE")
         return None
     return gpu_build.build_gpu_engine(build, out, workspace, console, resume=options.resume)

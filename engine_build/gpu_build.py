@@ -65,6 +65,8 @@ _WRITERS = {"vision": write_vision, "fusion": write_fusion, "decoder": write_dec
 # Least cosine to the torch model, by tensor, that a quantised graph must reach on the calibration views.
 _LEAST_COSINE = 0.99
 _STATE = "build.json"
+# Changed when ranges, parity or graphs are computed differently, so that --resume takes nothing of another version.
+_FORM = 1
 # The grounding head stays in 16 bits. A defect is a peak on a few of thousands of visual tokens, which a percentile
 # takes for an outlier: what is clipped there is confidence in a defect (docs/engines.md). It is 1 % of the products.
 GROUNDING = frozenset({"grounding.mlp.1", "grounding.out", "grounding.pool"})
@@ -153,28 +155,41 @@ def layer_ranges(measured: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def prepare(build: GpuBuild, console: Console) -> Prepared:
-    """Loads the weights, calibrates where the precision asks for it, and smooths. Raises EngineError."""
+def prepare(build: GpuBuild, console: Console, workspace: Path | None = None, *, resume: bool = False) -> Prepared:
+    """Loads the weights, calibrates where the precision asks for it, and smooths. Raises EngineError.
+
+    workspace: folder that keeps ranges and sensitivity, from which an interrupted build goes on with resume=True.
+    """
     if build.random_weights:
+        if workspace is not None:
+            _open_workspace(workspace, _key(build, f"random {build.model}", ""), resume=resume)
         return _random(build)
     folder = steps.model_folder(build.model)
     model = steps.load_model(folder)
+    weights_sha256 = steps.weights_sha256(folder)
     tokenizer_file = folder / "tokenizer.json"
     tokenizer = InspectionTokenizer.load(tokenizer_file)
     frames = calibration_set(tokenizer, pack=build.pack, views=build.views)
+    if workspace is not None:
+        _open_workspace(workspace, _key(build, weights_sha256, frames.sha256), resume=resume)
     state = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
     smoothed, ranges = dict(state), None
     if build.quantises_activations or "int4" in build.precision.values():
         console.print(f"calibrating on {len(frames.patches)} views")
-        ranges = measure_ranges(model, frames)
+        ranges = _ranges(model, frames, workspace and workspace / "ranges.npz", console)
         for graph, root in (("vision", "vision_model"), ("fusion", "fusion"), ("decoder", "language_model")):
             if build.precision[graph] in ("int8", "fp8"):
                 smoothed = smooth_quant(smoothed, ranges.layers, under=root)
             elif build.precision[graph] == "int4":
                 smoothed = awq(smoothed, ranges.layers, under=root)
-        ranges = _measure_again(model, smoothed, state, frames)
+        _load(model, smoothed)
+        ranges = _ranges(model, frames, workspace and workspace / "ranges-smoothed.npz", console)
+        _load(model, state)
     used = ranges.largest(build.method) if ranges is not None else {}
-    found = _sweep(build, model, smoothed, state, frames, used, console) if build.keep_worst and used else []
+    found: list[Sensitivity] = []
+    if build.keep_worst and used:
+        journal = workspace and workspace / "sensitivity.jsonl"
+        found = _sweep(build, model, smoothed, state, frames, used, console, journal)
     return Prepared(
         shape=ModelShape.of(model.config),
         weights=lambda name: smoothed[name],
@@ -187,9 +202,22 @@ def prepare(build: GpuBuild, console: Console) -> Prepared:
         frames=frames,
         tokenizer_file=tokenizer_file,
         folder=folder,
-        weights_sha256=steps.weights_sha256(folder),
+        weights_sha256=weights_sha256,
         reference_state=state,
     )
+
+
+def _ranges(
+    model: AuroraEdgeForConditionalGeneration, frames: CalibrationSet, kept: Path | None, console: Console
+) -> Ranges:
+    """Measured, or read from the file that an interrupted build left."""
+    if kept is not None and kept.is_file():
+        console.print(f"{kept.name}: kept from the workspace")
+        return Ranges.load(kept)
+    ranges = measure_ranges(model, frames, console)
+    if kept is not None:
+        ranges.save(kept)
+    return ranges
 
 
 def layer_names(modules: Iterable[str]) -> frozenset[str]:
@@ -218,6 +246,7 @@ def _sweep(
     frames: CalibrationSet,
     used: Mapping[str, float],
     console: Console,
+    journal: Path | None,
 ) -> list[Sensitivity]:
     """Sensitivity of the smoothed model's layers, on a few of the views; leaves the model as it was."""
     roots = {
@@ -233,7 +262,7 @@ def _sweep(
     }
     some = replace(frames, patches=frames.patches[:_SWEEP_VIEWS], prompt_ids=frames.prompt_ids[:_SWEEP_VIEWS])
     _load(model, smoothed)
-    found = sweep(model, some, used, precisions, console)
+    found = sweep(model, some, used, precisions, console, journal)
     _load(model, state)
     return found
 
@@ -257,19 +286,6 @@ def write_calibration_report(
         sensitivity=prepared.sensitivity,
         kept=[item.layer for item in prepared.sensitivity[: build.keep_worst]],
     )
-
-
-def _measure_again(
-    model: AuroraEdgeForConditionalGeneration,
-    smoothed: dict[str, np.ndarray],
-    state: dict[str, np.ndarray],
-    frames: CalibrationSet,
-) -> Ranges:
-    """Ranges of the smoothed model; leaves the model as it was."""
-    _load(model, smoothed)
-    ranges = measure_ranges(model, frames)
-    _load(model, state)
-    return ranges
 
 
 def _load(model: AuroraEdgeForConditionalGeneration, state: Mapping[str, np.ndarray]) -> None:
@@ -368,10 +384,12 @@ def check_in_onnxruntime(build: GpuBuild, prepared: Prepared, folder: Path) -> d
     return {"onnx_qdq": figures}
 
 
-def simulate(build: GpuBuild, out: Path, console: Console) -> EngineManifest:
+def simulate(
+    build: GpuBuild, out: Path, console: Console, workspace: Path | None = None, *, resume: bool = False
+) -> EngineManifest:
     """A package for ONNX Runtime on a CPU that rounds as the GPU engine will; `auroraedge eval --engine` scores it."""
     with publish_package(out) as draft:
-        prepared = prepare(build, console)
+        prepared = prepare(build, console, workspace, resume=resume)
         assert prepared.model is not None and prepared.tokenizer_file is not None and prepared.folder is not None
         figures = check_in_onnxruntime(build, prepared, draft.path)
         steps.write_tables(prepared.model, draft.path, prepared.tokenizer_file, prepared.folder)
@@ -426,17 +444,18 @@ def describe(
 # -- compiling --------------------------------------------------------------------------------------------------------
 
 
-def _key(build: GpuBuild, prepared: Prepared) -> str:
-    """Changes with everything that changes a result of the build."""
+def _key(build: GpuBuild, weights: str, frames: str) -> str:
+    """Changes with everything that changes a result of the build. weights, frames: their hashes."""
     packs = build.packs()
     content = {
+        "form": _FORM,
         "target": build.target.model_dump(mode="json"),
         "precision": build.precision,
         "cache": build.cache,
         "method": build.method,
-        "keep": sorted(prepared.keep),
-        "weights": prepared.weights_sha256 or f"random {build.model}",
-        "calibration": prepared.frames.sha256 if prepared.frames is not None else "",
+        "keep": [sorted(build.keep), build.keep_worst],
+        "weights": weights,
+        "calibration": frames,
         "kernels": {pack.name: pack.content["ptx_sha256"] for pack in packs.packs} if packs is not None else {},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -534,8 +553,7 @@ def measure_compiler(
     Raises EngineError when this machine has no compiler for the target.
     """
     compiler = _compiler(build.target)
-    prepared = prepare(build, console)
-    _open_workspace(workspace, _key(build, prepared), resume=resume)
+    prepared = prepare(build, console, workspace, resume=resume)
     return compile_all(build, prepared, workspace, console, compiler=compiler)
 
 
@@ -564,8 +582,7 @@ def build_gpu_engine(
     Raises EngineError when this machine has no compiler for the target.
     """
     compiler = _compiler(build.target)
-    prepared = prepare(build, console)
-    _open_workspace(workspace, _key(build, prepared), resume=resume)
+    prepared = prepare(build, console, workspace, resume=resume)
     figures: dict[str, dict[str, dict[str, float]]] = {}
     if prepared.model is not None:
         parity_file = workspace / "parity.json"

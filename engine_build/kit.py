@@ -53,11 +53,16 @@ def _forms(graph: str) -> tuple[Cache, ...]:
     return ("in_place", "handed_on") if graph == "decoder" else ("handed_on",)
 
 
-def write_kit(build: GpuBuild, out: Path, console: Console) -> dict[str, Any]:
-    """Writes the kit to `out`, a new folder (or one that holds a kit); returns kit.json. Raises EngineError."""
+def write_kit(
+    build: GpuBuild, out: Path, console: Console, workspace: Path | None = None, *, resume: bool = False
+) -> dict[str, Any]:
+    """Writes the kit to `out`, a new folder (or one that holds a kit); returns kit.json. Raises EngineError.
+
+    workspace: folder that keeps the calibration, for an interrupted build to go on with.
+    """
     if out.exists() and not (out / KIT_FILE).is_file() and any(out.iterdir()):
         raise EngineError(f"{out} exists and is no build kit.", field="--out", remedy="Name a new folder.")
-    prepared = prepare(build, console)
+    prepared = prepare(build, console, workspace, resume=resume)
     if prepared.model is None or prepared.tokenizer_file is None or prepared.folder is None:
         raise EngineError("A kit needs real weights.", field="--random-weights")
     draft = out.with_name(f".{out.name}.draft")

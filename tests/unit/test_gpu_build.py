@@ -23,7 +23,7 @@ from rich.console import Console  # noqa: E402
 
 from auroraedge.errors import AuroraEdgeError, CalibrationError, EngineError  # noqa: E402
 from auroraedge.manifest import verify_package  # noqa: E402
-from calib.ranges import measure_ranges  # noqa: E402
+from calib.ranges import Ranges, measure_ranges  # noqa: E402
 from calib.sensitivity import Sensitivity, sweep  # noqa: E402
 from calib.smoothing import awq, folds, round_int4, smooth_quant  # noqa: E402
 from engine_build import gpu_build  # noqa: E402
@@ -308,6 +308,32 @@ def test_the_worst_layers_are_kept_and_reported(nano, prepared, tmp_path: Path) 
     assert 'class="low"' in text and text.count("Kept in 16 bits: <code>projector.fc1</code>.") == 1
     gpu_build.write_calibration_report(replace(build, keep_worst=1), ready, quality, tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == text
+
+
+def test_an_interrupted_calibration_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = gpu_build.GpuBuild(
+        target=load_target("rtx-ampere"),
+        model="nano",
+        precision={"vision": "fp16", "fusion": "int8", "decoder": "fp16"},
+        views=2,
+        keep_worst=1,
+    )
+    whole = gpu_build.prepare(build, QUIET, tmp_path)
+    journal = (tmp_path / "sensitivity.jsonl").read_text(encoding="utf-8")
+    assert len(journal.splitlines()) == len(whole.sensitivity) > 4
+    # Interrupted in the middle of a line: what stands before it is not measured again.
+    (tmp_path / "sensitivity.jsonl").write_text(journal[: len(journal) // 2], encoding="utf-8")
+    monkeypatch.setattr(gpu_build, "measure_ranges", None)
+    resumed = gpu_build.prepare(build, QUIET, tmp_path, resume=True)
+    assert resumed.used == whole.used and resumed.keep == whole.keep and resumed.sensitivity == whole.sensitivity
+    # Of another precision nothing is taken.
+    monkeypatch.undo()
+    other = replace(build, precision={"vision": "fp16", "fusion": "fp16", "decoder": "fp16"})
+    assert gpu_build.prepare(other, QUIET, tmp_path, resume=True).ranges is None
+    assert not (tmp_path / "ranges.npz").exists()
+    (tmp_path / "ranges.npz").write_bytes(b"PK cut off")
+    with pytest.raises(CalibrationError, match="holds no ranges"):
+        Ranges.load(tmp_path / "ranges.npz")
 
 
 def test_ranges_by_method_are_ordered(nano, prepared) -> None:
