@@ -80,7 +80,10 @@ def parity(folder: Path) -> dict[str, float]:
     """Cosines of the stages, and how often the tokens of known answers agree, from the package's manifest."""
     stages = load_manifest(folder).parity
     found = {name: stages[f"onnx_qdq/{name}"]["cosine"] for name in TENSORS}
-    return found | {"tokens": stages["onnx_qdq/task"]["token_agreement"]}
+    return found | {
+        "tokens": stages["onnx_qdq/task"]["token_agreement"],
+        "near": stages["onnx_qdq/task"]["near_agreement"],
+    }
 
 
 def verdict(precision: str, rows: dict[str, dict[str, float]], figures: dict[str, float]) -> list[str]:
@@ -98,7 +101,9 @@ def verdict(precision: str, rows: dict[str, dict[str, float]], figures: dict[str
 
 def table(content: dict[str, Any]) -> str:
     """Markdown: by precision and set, the largest difference of any metric and its name."""
-    lines = ["| precision | " + " | ".join(content["sets"]) + " | cosines V / C / F | same token | target |"]
+    lines = [
+        "| precision | " + " | ".join(content["sets"]) + " | cosines V / C / F | same token (or next bin) | target |"
+    ]
     lines.append("|---" * (len(content["sets"]) + 4) + "|")
     for precision, engine in content["engines"].items():
         cells = []
@@ -107,8 +112,9 @@ def table(content: dict[str, Any]) -> str:
             worst = max(differences, key=lambda metric: abs(differences[metric]))
             cells.append(f"{differences[worst]:+.2f} ({worst.split('.', 1)[-1]})")
         cosines = " / ".join(f"{engine['parity'][t]:.5f}" for t in TENSORS)
+        tokens = f"{engine['parity']['tokens']:.1%} ({engine['parity']['near']:.1%})"
         state = "holds" if not engine["missed"] else f"{len(engine['missed'])} missed"
-        lines.append(f"| {precision} | {' | '.join(cells)} | {cosines} | {engine['parity']['tokens']:.1%} | {state} |")
+        lines.append(f"| {precision} | {' | '.join(cells)} | {cosines} | {tokens} | {state} |")
     images = ", ".join(f"{name} {count}" for name, count in content["images"].items())
     lines += ["", f"Split `{content['split']}`, samples: {images}. {content['environment']['date'][:10]}."]
     return "\n".join(lines)

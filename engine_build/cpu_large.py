@@ -263,7 +263,7 @@ def _parity(
     gc.collect()
     built = _graph_outputs(folder, source, frames)
     return {
-        "figures": stage_parity(built, reference, tokenizer.ok_id, tokenizer.ng_id),
+        "figures": stage_parity(built, reference, tokenizer),
         "views_sha256": frames.sha256,
     }
 

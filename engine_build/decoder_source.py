@@ -26,6 +26,7 @@ from auroraedge.model import AuroraEdgeForConditionalGeneration
 from calib.frames import CalibrationSet, calibration_set
 from calib.ranges import LayerRange, Ranges, watching
 from engine_build import steps
+from engine_build.targets import EIGHT_BIT_ACTIVATIONS
 
 _BINS = 1024
 # Prompts for a plain Qwen2.5, which has no calibration views.
@@ -37,6 +38,17 @@ _TEXTS = (
     "A report has the result, the part's serial number, the recipe, the thresholds and the operator's decision.",
     "Surface temperature 41.5 degrees, exposure 2.4 ms, line 3, camera 2, shift B.",
 )
+
+
+def wide_layers(precision: str, layers: int) -> frozenset[str]:
+    """Modules of a decoder of `layers` layers that stay in 16 bits: the products of each MLP's gate, and the LM head.
+
+    A gated product has a few values hundreds of times the others, and one scale for all leaves the others few bits. Of
+    nano's known answers 97.3 % of the tokens agreed with both quantised, 99.2 % without (docs/engines.md).
+    """
+    if precision not in EIGHT_BIT_ACTIVATIONS:
+        return frozenset()
+    return frozenset({"lm_head", *(f"model.layers.{index}.mlp.down_proj" for index in range(layers))})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,7 @@ from calib.ranges import Method, Ranges, measure_ranges
 from calib.sensitivity import Sensitivity, sweep
 from calib.smoothing import awq, smooth_quant
 from engine_build import steps
+from engine_build.decoder_source import wide_layers
 from engine_build.gpu_graphs import (
     KERNEL_NODES,
     Cache,
@@ -55,7 +56,7 @@ from engine_build.network import Precisions
 from engine_build.parity import engine_outputs, stage_parity, torch_outputs
 from engine_build.plan import choose_compiler
 from engine_build.quantisers import Quantisers, check_quantisers
-from engine_build.targets import GRAPHS, Target
+from engine_build.targets import EIGHT_BIT_ACTIVATIONS, GRAPHS, Target
 from engine_build.tensorrt_compiler import CompiledGraph, CompileSettings, compile_graph
 from engine_build.weight_source import random_source
 from kernels.plugins import Packs, choose_together
@@ -80,7 +81,8 @@ REPORT = "calibration.html"
 class GpuBuild:
     """What is built. method: of the activation ranges. cache: of the decoder, see engine_build.gpu_graphs.
 
-    keep: layers left in 16 bits. keep_worst: so many more, those that a sensitivity sweep finds the most harmful.
+    keep: layers left in 16 bits, beside those of decoder_source.wide_layers. keep_worst: so many more, those that a
+    sensitivity sweep finds the most harmful.
     decoder: the backend asked for; None leaves the choice to engine_build.decoders.
     """
 
@@ -119,7 +121,12 @@ class GpuBuild:
 
     @property
     def quantises_activations(self) -> bool:
-        return bool({"int8", "fp8"} & set(self.precision.values()))
+        return bool(set(EIGHT_BIT_ACTIVATIONS) & set(self.precision.values()))
+
+    def kept(self, shape: ModelShape) -> frozenset[str]:
+        """Layers left in 16 bits whatever a sweep finds."""
+        wide = wide_layers(self.precision["decoder"], shape.layers)
+        return self.keep | layer_names(f"language_model.{module}" for module in wide)
 
 
 @dataclass
@@ -178,7 +185,7 @@ def prepare(build: GpuBuild, console: Console, workspace: Path | None = None, *,
         console.print(f"calibrating on {len(frames.patches)} views")
         ranges = _ranges(model, frames, workspace and workspace / "ranges.npz", console)
         for graph, root in (("vision", "vision_model"), ("fusion", "fusion"), ("decoder", "language_model")):
-            if build.precision[graph] in ("int8", "fp8"):
+            if build.precision[graph] in EIGHT_BIT_ACTIVATIONS:
                 smoothed = smooth_quant(smoothed, ranges.layers, under=root)
             elif build.precision[graph] == "int4":
                 smoothed = awq(smoothed, ranges.layers, under=root)
@@ -186,18 +193,20 @@ def prepare(build: GpuBuild, console: Console, workspace: Path | None = None, *,
         ranges = _ranges(model, frames, workspace and workspace / "ranges-smoothed.npz", console)
         _load(model, state)
     used = ranges.largest(build.method) if ranges is not None else {}
+    shape = ModelShape.of(model.config)
+    kept = build.kept(shape)
     found: list[Sensitivity] = []
     if build.keep_worst and used:
         journal = workspace and workspace / "sensitivity.jsonl"
-        found = _sweep(build, model, smoothed, state, frames, used, console, journal)
+        found = _sweep(build, model, smoothed, state, frames, used, kept, console, journal)
     return Prepared(
-        shape=ModelShape.of(model.config),
+        shape=shape,
         weights=lambda name: smoothed[name],
         activation=layer_ranges(used),
         ranges=ranges,
         used=used,
         sensitivity=found,
-        keep=build.keep | layer_names(item.layer for item in found[: build.keep_worst]),
+        keep=kept | layer_names(item.layer for item in found[: build.keep_worst]),
         model=model,
         frames=frames,
         tokenizer_file=tokenizer_file,
@@ -245,6 +254,7 @@ def _sweep(
     state: dict[str, np.ndarray],
     frames: CalibrationSet,
     used: Mapping[str, float],
+    kept: frozenset[str],
     console: Console,
     journal: Path | None,
 ) -> list[Sensitivity]:
@@ -258,7 +268,7 @@ def _sweep(
         name: build.precision[graph]
         for name in used
         for graph, prefixes in roots.items()
-        if name.startswith(prefixes) and build.precision[graph] not in ("fp16", "fp32") and name not in build.keep
+        if name.startswith(prefixes) and build.precision[graph] not in ("fp16", "fp32") and name not in kept
     }
     some = replace(frames, patches=frames.patches[:_SWEEP_VIEWS], prompt_ids=frames.prompt_ids[:_SWEEP_VIEWS])
     _load(model, smoothed)
@@ -300,7 +310,8 @@ def _random(build: GpuBuild) -> Prepared:
         def get(self, _: str, default: float | None = None) -> float:
             return _RANDOM_RANGE
 
-    return Prepared(shape=ModelShape.of(source.config), weights=source.weights, activation=_Same())
+    shape = ModelShape.of(source.config)
+    return Prepared(shape=shape, weights=source.weights, activation=_Same(), keep=build.kept(shape))
 
 
 def profiles(shape: ModelShape, target: Target, cache: Cache) -> dict[str, dict[str, ShapeProfile]]:
@@ -348,9 +359,7 @@ def write_graph(
 
     Raises EngineError where these are not all that the precision asks for.
     """
-    precisions = Precisions(
-        name=build.precision[graph], activation=prepared.activation, keep=prepared.keep or build.keep
-    )
+    precisions = Precisions(name=build.precision[graph], activation=prepared.activation, keep=prepared.keep)
     network = _WRITERS[graph](path, prepared.shape, prepared.weights, precisions, options)
     return check_quantisers(path, network.linear_layers, precisions)
 
@@ -372,7 +381,7 @@ def check_in_onnxruntime(build: GpuBuild, prepared: Prepared, folder: Path) -> d
     embedding = state["language_model.model.embed_tokens.weight"].astype(np.float32)
     reference = torch_outputs(prepared.model, prepared.frames)
     found = engine_outputs(sessions, prepared.frames, position, embedding, sizes)
-    figures = stage_parity(found, reference, tokenizer.ok_id, tokenizer.ng_id)
+    figures = stage_parity(found, reference, tokenizer)
     for tensor, values in figures.items():
         if tensor != "task" and values["cosine"] < _LEAST_COSINE:
             raise EngineError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from auroraedge.inspection.tokenizer import InspectionTokenizer
 from auroraedge.model import AuroraEdgeForConditionalGeneration
 from auroraedge.runtime.session import OrtSession
 from calib.frames import CalibrationSet
@@ -101,25 +102,36 @@ def engine_outputs(
     return outputs
 
 
-def stage_parity(ours: list[Arrays], reference: list[Arrays], ok_id: int, ng_id: int) -> dict[str, dict[str, float]]:
-    """Figures by tensor, and under `task` how often verdict, first token and all tokens (where there are) agree."""
+def stage_parity(
+    ours: list[Arrays], reference: list[Arrays], tokenizer: InspectionTokenizer
+) -> dict[str, dict[str, float]]:
+    """Figures by tensor, and under `task` how often the verdict, the first token and, where both have the known
+    answers' logits, every token agree. near_agreement: equal, or coordinates one bin apart, which are 1 / 256 of the
+    view's side and as good as tied.
+    """
     figures = {}
     for name in (name for name in reference[0] if name in ours[0]):
         figures[name] = compare(
             np.concatenate([o[name].ravel() for o in ours]), np.concatenate([r[name].ravel() for r in reference])
         )
-    verdict = [
-        (o["logits"][0, ng_id] > o["logits"][0, ok_id]) == (r["logits"][0, ng_id] > r["logits"][0, ok_id])
-        for o, r in zip(ours, reference, strict=True)
-    ]
-    first = [o["logits"][0].argmax() == r["logits"][0].argmax() for o, r in zip(ours, reference, strict=True)]
+    ok, ng = tokenizer.ok_id, tokenizer.ng_id
+    pairs = list(zip(ours, reference, strict=True))
+    verdict = [(o["logits"][0, ng] > o["logits"][0, ok]) == (r["logits"][0, ng] > r["logits"][0, ok]) for o, r in pairs]
+    first = [o["logits"][0].argmax() == r["logits"][0].argmax() for o, r in pairs]
     figures["task"] = {"verdict_agreement": float(np.mean(verdict)), "first_token_agreement": float(np.mean(first))}
     if "answer_logits" in figures:
-        tokens = np.concatenate(
-            [
-                o["answer_logits"].argmax(-1) == r["answer_logits"].argmax(-1)
-                for o, r in zip(ours, reference, strict=True)
-            ]
+        found, wanted = (
+            np.concatenate([outputs[i]["answer_logits"].argmax(-1) for outputs in pairs]).tolist() for i in (0, 1)
         )
-        figures["task"] |= {"token_agreement": float(tokens.mean()), "tokens": float(len(tokens))}
+        near = [a == b or _one_bin_apart(tokenizer, a, b) for a, b in zip(found, wanted, strict=True)]
+        figures["task"] |= {
+            "token_agreement": float(np.mean(np.equal(found, wanted))),
+            "near_agreement": float(np.mean(near)),
+            "tokens": float(len(wanted)),
+        }
     return figures
+
+
+def _one_bin_apart(tokenizer: InspectionTokenizer, a: int, b: int) -> bool:
+    bins = tokenizer.location_bin(a), tokenizer.location_bin(b)
+    return bins[0] is not None and bins[1] is not None and abs(bins[0] - bins[1]) == 1

@@ -10,14 +10,14 @@ import importlib.util
 import json
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
 
 from auroraedge.config import PRESETS
 from auroraedge.errors import EngineError
-from engine_build.targets import GRAPHS, WEIGHT_BITS, Compiler, Target
+from engine_build.targets import EIGHT_BIT_ACTIVATIONS, GRAPHS, WEIGHT_BITS, Compiler, Target
 
 BUILD_FACTOR = 3.4
 # What tensorrt_rtx 1.7 compiles for without a GPU (its ComputeCapability).
@@ -26,11 +26,15 @@ RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSize:
-    """Parameters of one graph. linear: weights of its linear layers, without the LM head; other: biases, norms."""
+    """Parameters of one graph. linear: weights of its linear layers, without the LM head; other: biases, norms.
+
+    wide: of `linear`, those of decoder_source.wide_layers.
+    """
 
     linear: int
     other: int
     lm_head: int = 0
+    wide: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +87,12 @@ def model_size(name: str) -> ModelSize:
             linear += sum(m.weight.numel() for m in module.modules() if isinstance(m, torch.nn.Linear))
         if graph == "vision":
             linear += model.compressor.w1.numel() + model.compressor.w2.numel()
-        head = text.vocab_size * text.hidden_size if graph == "decoder" else 0
-        graphs[graph] = GraphSize(linear=linear, other=total - linear, lm_head=head)
+        graphs[graph] = GraphSize(linear=linear, other=total - linear)
+    graphs["decoder"] = replace(
+        graphs["decoder"],
+        lm_head=text.vocab_size * text.hidden_size,
+        wide=text.num_hidden_layers * text.intermediate_size * text.hidden_size,
+    )
     vision = config.vision_config
     return ModelSize(
         name=name,
@@ -186,8 +194,13 @@ def plan_build(target: Target, size: ModelSize, precision: str | None = None, de
     graphs = []
     for name in GRAPHS:
         graph, bits = size.graphs[name], WEIGHT_BITS[chosen[name]]
-        # A 4-bit LM head costs more quality than it saves memory: it stays at 8 bits.
-        weights = graph.linear * bits / 8 + graph.lm_head * max(bits, 8) / 8 + graph.other * plain
+        wide = head = bits
+        if target.kind == "cpu":
+            head = max(bits, 8)
+        elif chosen[name] in EIGHT_BIT_ACTIVATIONS:
+            wide = head = 8 * plain
+        narrow = graph.linear - graph.wide
+        weights = (narrow * bits + graph.wide * wide + graph.lm_head * head) / 8 + graph.other * plain
         graphs.append(
             GraphPlan(
                 graph=name,

@@ -224,8 +224,8 @@ def build_engine(
         exported = engine_outputs(plain, frames, position, embedding, sizes)
         built = engine_outputs(final, frames, position, embedding, sizes)
         stages = {
-            "onnx_fp32": stage_parity(exported, reference, tokenizer.ok_id, tokenizer.ng_id),
-            "engine": stage_parity(built, reference, tokenizer.ok_id, tokenizer.ng_id),
+            "onnx_fp32": stage_parity(exported, reference, tokenizer),
+            "engine": stage_parity(built, reference, tokenizer),
         }
         shutil.rmtree(work)
         _check(stages, chosen)

@@ -21,6 +21,8 @@ DecoderBackend = Literal["onnxruntime", "tensorrt", "tensorrt-llm", "edge-llm"]
 # a GPU and in 32 bit on a CPU.
 Precision = Literal["fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int4", "fp8"]
 _ALIASES = {"trtllm": "tensorrt-llm", "edgellm": "edge-llm"}
+# Precisions of GPU graphs that round the inputs of linear layers too, with one scale a layer.
+EIGHT_BIT_ACTIVATIONS = ("int8", "fp8")
 WEIGHT_BITS: dict[str, float] = {
     "fp32": 32,
     "fp16": 16,

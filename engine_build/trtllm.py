@@ -36,8 +36,8 @@ import auroraedge
 from auroraedge.errors import EngineError
 from calib.ranges import Method
 from calib.smoothing import awq, smooth_quant
-from engine_build.decoder_source import DecoderSource, decoder_ranges, rope_theta
-from engine_build.targets import Profile
+from engine_build.decoder_source import DecoderSource, decoder_ranges, rope_theta, wide_layers
+from engine_build.targets import EIGHT_BIT_ACTIVATIONS, Profile
 
 QUANT_ALGOS: dict[str, str | None] = {
     "fp16": None,
@@ -89,8 +89,9 @@ def write_checkpoint(
 ) -> dict[str, Any]:
     """Writes the checkpoint to a new `folder`; returns its config.json. Nothing is left behind when it fails.
 
-    keep: modules of the model, such as "model.layers.3.mlp.down_proj", that stay in float16 (with others that are
-    stored in the same matrix). Raises EngineError for a precision or a shape that the format does not hold.
+    keep: modules of the model, such as "model.layers.3.self_attn.o_proj", that stay in float16 (with others that are
+    stored in the same matrix), beside those of `wide_layers`. Raises EngineError for a precision or a shape that the
+    format does not hold.
     """
     if precision not in QUANT_ALGOS:
         raise EngineError(
@@ -100,10 +101,10 @@ def write_checkpoint(
         )
     if folder.exists() and any(folder.iterdir()):
         raise EngineError(f"{folder} is not empty.", field="--out", remedy="Name a new folder.")
-    kept = _kept_layers(keep)
+    kept = _kept_layers({*keep, *wide_layers(precision, source.model.config.num_hidden_layers)})
     state: State = {name: tensor.detach().float().numpy() for name, tensor in source.model.state_dict().items()}
     largest: dict[str, float] = {}
-    if precision in ("int8", "fp8", "int4"):
+    if precision in (*EIGHT_BIT_ACTIVATIONS, "int4"):
         ranges = decoder_ranges(source.model, source.calibrating)
         scaled = awq(state, ranges.layers) if precision == "int4" else smooth_quant(state, ranges.layers)
         if precision != "int4":

@@ -216,6 +216,17 @@ def test_kept_layers_stay_in_16_bits(tmp_path: Path, prepared) -> None:
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8", "int4"])
+def test_inputs_with_few_huge_values_are_not_rounded_to_eight_bits(tmp_path: Path, prepared, precision: str) -> None:
+    build, ready = prepared
+    build = replace(build, precision=build.precision | {"decoder": precision})
+    kept = replace(ready, keep=build.kept(ready.shape))
+    found = gpu_build.write_graph(build, kept, "decoder", tmp_path / "d.onnx", GraphOptions(lm_head_parts=2))
+    wide = 0 if precision == "int4" else 1
+    assert found["LM head"].weights == (1 - wide) * 2
+    assert found["decoder"].weights == (4 - wide) * ready.shape.layers
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8", "int4"])
 def test_the_grounding_head_is_not_quantised(tmp_path: Path, prepared, precision: str) -> None:
     """Ranges of its inputs, a percentile, would clip the few tokens that show a defect."""
     build, ready = prepared

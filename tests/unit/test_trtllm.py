@@ -115,13 +115,15 @@ def test_swapped_halves_of_the_mlp_are_seen(source: DecoderSource, tmp_path: Pat
 
 
 def test_kept_layers_stay_in_sixteen_bits(source: DecoderSource, tmp_path: Path) -> None:
-    kept = ("language_model.model.layers.0.mlp.down_proj", "vision_model.encoder.layers.0.mlp.fc1")
+    kept = ("language_model.model.layers.0.self_attn.o_proj", "vision_model.encoder.layers.0.mlp.fc1")
     config = write_checkpoint(source, "int8", tmp_path / "c", keep=kept)
     stored = load_file(tmp_path / "c" / "rank0.safetensors")
-    assert stored["transformer.layers.0.mlp.proj.weight"].dtype == torch.float16
-    assert "transformer.layers.0.mlp.proj.activation_scaling_factor" not in stored
-    assert stored["transformer.layers.1.mlp.proj.weight"].dtype == torch.int8
-    assert "transformer.layers.0.mlp.proj*" in config["quantization"]["exclude_modules"]
+    # The product of a gate is kept whether it is named or not.
+    for name in ("0.attention.dense", "0.mlp.proj", "1.mlp.proj"):
+        assert stored[f"transformer.layers.{name}.weight"].dtype == torch.float16
+        assert f"transformer.layers.{name}.activation_scaling_factor" not in stored
+        assert f"transformer.layers.{name}*" in config["quantization"]["exclude_modules"]
+    assert stored["transformer.layers.1.attention.dense.weight"].dtype == torch.int8
     # Without this name TensorRT-LLM quantises the embedding too.
     assert "*vocab_embedding" in config["quantization"]["exclude_modules"]
     assert _read_back(source, tmp_path / "c")["snr_db"] > LEAST_DB["int8"]
