@@ -147,6 +147,21 @@ def check_machine(kit, compiler, cuda, other_gpu):
             print("            not the fastest one: kernels are chosen by timing, so set it before: sudo nvpmodel -m 0")
 
 
+def sm_name(kit):
+    return "SM" + kit["target"]["compute_capability"].replace(".", "")
+
+
+def check_compiler(kit, compiler, trt):
+    """Raises KitError where the library names the GPUs that it builds for, and the kit's is not among them."""
+    known = getattr(trt, "ComputeCapability", None)
+    if known is not None and not hasattr(known, sm_name(kit)):
+        names = sorted(name for name in dir(known) if name.startswith("SM"))
+        raise KitError(
+            f"{compiler} {trt.__version__} does not build for {sm_name(kit)}, only for {', '.join(names)}.",
+            "Finish the kit with TensorRT, on the device itself.",
+        )
+
+
 def available_memory():
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -219,11 +234,8 @@ def compile_graph(trt, log, kit, graph, form, destination, workspace_bytes):
     if workspace_bytes:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     if hasattr(config, "set_compute_capability"):
-        name = "SM" + kit["target"]["compute_capability"].replace(".", "")
-        if not hasattr(trt.ComputeCapability, name):
-            return f"this compiler does not build for {name}"
         config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
+        config.set_compute_capability(getattr(trt.ComputeCapability, sm_name(kit)), 0)
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -342,6 +354,7 @@ def finish(options):
     print(f"compiler    {compiler} {trt.__version__}")
     for backend, about in sorted(kit["description"].get("decoder_checkpoints", {}).items()):
         print(f"also here   decoder-{backend}: {about.split(', sha256')[0]}; sh decoder-{backend}/build.sh")
+    check_compiler(kit, compiler, trt)
     cuda = Cuda()
     check_machine(kit, compiler, cuda, options.other_gpu)
     out = Path(options.out).absolute()

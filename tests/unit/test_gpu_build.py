@@ -553,6 +553,18 @@ def test_finish_falls_back_to_the_older_form(tmp_path: Path, kit: Path) -> None:
     assert "attention_mask" in {tensor.name for tensor in manifest.graphs["decoder"].inputs}
 
 
+def test_a_gpu_that_the_compiler_does_not_know_is_refused_before_anything_is_built(tmp_path: Path, kit: Path) -> None:
+    needs_tensorrt_rtx()
+    copy = tmp_path / "kit"
+    shutil.copytree(kit, copy)
+    content = json.loads((copy / "kit.json").read_text(encoding="utf-8"))
+    content["target"]["compute_capability"] = "8.7"
+    (copy / "kit.json").write_text(json.dumps(content), encoding="utf-8")
+    done = finish(copy, "--out", str(tmp_path / "engine"), "--compiler", "tensorrt_rtx")
+    assert done.returncode == 1 and not (tmp_path / "engine").exists()
+    assert "does not build for SM87, only for SM" in done.stderr and "on the device" in done.stderr
+
+
 def test_a_damaged_kit_is_refused_before_anything_is_built(tmp_path: Path, kit: Path) -> None:
     copy = tmp_path / "kit"
     shutil.copytree(kit, copy)
