@@ -380,7 +380,7 @@ def check_in_onnxruntime(build: GpuBuild, prepared: Prepared, folder: Path) -> d
     position = state["vision_model.embeddings.position_embedding.weight"].astype(np.float32)
     embedding = state["language_model.model.embed_tokens.weight"].astype(np.float32)
     reference = torch_outputs(prepared.model, prepared.frames)
-    found = engine_outputs(sessions, prepared.frames, position, embedding, sizes)
+    found = engine_outputs(sessions, prepared.frames, position, embedding, sizes, reference)
     figures = stage_parity(found, reference, tokenizer)
     for tensor, values in figures.items():
         if tensor != "task" and values["cosine"] < _LEAST_COSINE:

@@ -68,12 +68,33 @@ def engine_outputs(
     position_table: np.ndarray,
     embedding: np.ndarray,
     decoder: dict,
+    reference: list[Arrays] | None = None,
 ) -> list[Arrays]:
-    """The same through the graphs, each fed with what the graph before it made; the answer token by token."""
+    """The same through the graphs, each fed with what the graph before it made; the answer token by token.
+
+    reference: outputs of the model, whose compressed tokens and fused prompts also go through the decoder graph:
+    `decoder_logits` [A, V] are then what this graph alone does to the answer.
+    """
     empty = np.zeros((1, decoder["kv_heads"], 0, decoder["head_dim"]), dtype=np.float32)
     cache = {f"past.{i}.{kind}": empty for i in range(decoder["layers"]) for kind in ("key", "value")}
     outputs = []
-    for patches, ids, sample in zip(frames.patches, frames.prompt_ids, frames.samples, strict=True):
+
+    def answer(source: Arrays, tokens: tuple[int, ...]) -> list[np.ndarray]:
+        """Logits [1, V] behind the prompt and behind each token."""
+        embeds = np.concatenate([source["compressed"], source["fused"]], axis=1)
+        logits, past, length = [], cache, 0
+        for step in (embeds, *(embedding[token][None, None] for token in tokens)):
+            place = np.arange(length, length + step.shape[1], dtype=np.int64)[None]
+            length += step.shape[1]
+            seen = np.ones((1, length), dtype=np.float32)
+            made = sessions["decoder"].run(
+                {"inputs_embeds": step, "attention_mask": seen, "position_ids": place, **past}
+            )
+            logits.append(made.pop("logits"))
+            past = {name.replace("present.", "past."): value for name, value in made.items()}
+        return logits
+
+    for row, (patches, ids, sample) in enumerate(zip(frames.patches, frames.prompt_ids, frames.samples, strict=True)):
         mask = np.ones((1, patches.shape[0]), dtype=np.float32)
         found = sessions["vision"].run({"patches": patches[None], "position": position_table[None], "patch_mask": mask})
         text = embedding[np.array(ids)][None]
@@ -81,23 +102,11 @@ def engine_outputs(
         found |= sessions["fusion"].run(
             {"text": text, "visual": found["visual"], "patch_mask": mask, "text_mask": ones}
         )
-        embeds = np.concatenate([found["compressed"], found["fused"]], axis=1)
-        steps = [embeds, *(embedding[token][None, None] for token in sample.answers[0][:-1])]
-        logits, past, length = [], cache, 0
-        for step in steps:
-            place = np.arange(length, length + step.shape[1], dtype=np.int64)[None]
-            length += step.shape[1]
-            made = sessions["decoder"].run(
-                {
-                    "inputs_embeds": step,
-                    "attention_mask": np.ones((1, length), dtype=np.float32),
-                    "position_ids": place,
-                    **past,
-                }
-            )
-            logits.append(made.pop("logits"))
-            past = {name.replace("present.", "past."): value for name, value in made.items()}
+        known = sample.answers[0][:-1]
+        logits = answer(found, known)
         found |= {"logits": logits[0], "answer_logits": np.concatenate(logits)}
+        if reference is not None:
+            found["decoder_logits"] = np.concatenate(answer(reference[row], known))
         outputs.append(found)
     return outputs
 
@@ -105,31 +114,36 @@ def engine_outputs(
 def stage_parity(
     ours: list[Arrays], reference: list[Arrays], tokenizer: InspectionTokenizer
 ) -> dict[str, dict[str, float]]:
-    """Figures by tensor, and under `task` how often the verdict, the first token and, where both have the known
-    answers' logits, every token agree. near_agreement: equal, or coordinates one bin apart, which are 1 / 256 of the
-    view's side and as good as tied.
+    """Figures by tensor, and under `task` how often the verdict and the first token agree, and of the known answers
+    (where both have them) every token.
+
+    near_agreement: equal, or coordinates one bin apart, which are 1 / 256 of the view's side and as good as tied.
+    decoder_agreement: every token, where the decoder alone is the graph's.
     """
+    wanted = [outputs | {"decoder_logits": outputs["answer_logits"]} for outputs in reference]
     figures = {}
-    for name in (name for name in reference[0] if name in ours[0]):
+    for name in (name for name in wanted[0] if name in ours[0]):
         figures[name] = compare(
-            np.concatenate([o[name].ravel() for o in ours]), np.concatenate([r[name].ravel() for r in reference])
+            np.concatenate([o[name].ravel() for o in ours]), np.concatenate([r[name].ravel() for r in wanted])
         )
     ok, ng = tokenizer.ok_id, tokenizer.ng_id
-    pairs = list(zip(ours, reference, strict=True))
+    pairs = list(zip(ours, wanted, strict=True))
     verdict = [(o["logits"][0, ng] > o["logits"][0, ok]) == (r["logits"][0, ng] > r["logits"][0, ok]) for o, r in pairs]
     first = [o["logits"][0].argmax() == r["logits"][0].argmax() for o, r in pairs]
-    figures["task"] = {"verdict_agreement": float(np.mean(verdict)), "first_token_agreement": float(np.mean(first))}
+    task = {"verdict_agreement": float(np.mean(verdict)), "first_token_agreement": float(np.mean(first))}
     if "answer_logits" in figures:
-        found, wanted = (
-            np.concatenate([outputs[i]["answer_logits"].argmax(-1) for outputs in pairs]).tolist() for i in (0, 1)
-        )
-        near = [a == b or _one_bin_apart(tokenizer, a, b) for a, b in zip(found, wanted, strict=True)]
-        figures["task"] |= {
-            "token_agreement": float(np.mean(np.equal(found, wanted))),
-            "near_agreement": float(np.mean(near)),
-            "tokens": float(len(wanted)),
-        }
+        found, right = (_tokens(outputs, "answer_logits") for outputs in (ours, wanted))
+        near = [a == b or _one_bin_apart(tokenizer, a, b) for a, b in zip(found, right, strict=True)]
+        task |= {"token_agreement": float(np.mean(np.equal(found, right))), "near_agreement": float(np.mean(near))}
+        task["tokens"] = float(len(right))
+        if "decoder_logits" in figures:
+            task["decoder_agreement"] = float(np.mean(np.equal(_tokens(ours, "decoder_logits"), right)))
+    figures["task"] = task
     return figures
+
+
+def _tokens(outputs: list[Arrays], name: str) -> list[int]:
+    return [int(i) for views in outputs for i in views[name].argmax(-1)]
 
 
 def _one_bin_apart(tokenizer: InspectionTokenizer, a: int, b: int) -> bool:

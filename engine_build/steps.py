@@ -222,7 +222,7 @@ def build_engine(
         reference = torch_outputs(model, frames)
         sizes = decoder.model_dump()
         exported = engine_outputs(plain, frames, position, embedding, sizes)
-        built = engine_outputs(final, frames, position, embedding, sizes)
+        built = engine_outputs(final, frames, position, embedding, sizes, reference)
         stages = {
             "onnx_fp32": stage_parity(exported, reference, tokenizer),
             "engine": stage_parity(built, reference, tokenizer),
