@@ -43,8 +43,9 @@ _TEXTS = (
 def wide_layers(precision: str, layers: int) -> frozenset[str]:
     """Modules of a decoder of `layers` layers that stay in 16 bits: the products of each MLP's gate, and the LM head.
 
-    A gated product has a few values hundreds of times the others, and one scale for all leaves the others few bits. Of
-    nano's known answers 97.3 % of the tokens agreed with both quantised, 99.2 % without (docs/engines.md).
+    A gated product has a few values hundreds of times the others, and one scale for all leaves the others few bits:
+    nano's decoder in INT8 has 36 dB with down_proj rounded and 49 dB without, and 42 dB with the LM head alone
+    (docs/engines.md).
     """
     if precision not in EIGHT_BIT_ACTIVATIONS:
         return frozenset()

@@ -28,8 +28,8 @@ from engine_build.decoder_source import DecoderSource, agreement, logits_of
 GATES: dict[str | None, tuple[float, float]] = {
     None: (50.0, 0.995),
     "W8A16": (40.0, 0.97),
-    "W8A8_SQ_PER_CHANNEL": (25.0, 0.93),
-    "FP8": (20.0, 0.93),
+    "W8A8_SQ_PER_CHANNEL": (35.0, 0.95),
+    "FP8": (25.0, 0.90),
     "W4A16_AWQ": (15.0, 0.88),
 }
 # Of fewer positions the share is chance: one of ten near-ties is 10 %.
