@@ -214,9 +214,9 @@ def _repeatability() -> list[str]:
     return [
         "## Repeatability",
         "",
-        "The images of `val` again, so often alone and so often in batches of other sizes and company; what differs from "
-        "the first time. Command: `auroraedge bench repeatability --pack DIR --set NAME --split val`. Tests in CI do the same with "
-        "generated parts: one part a hundred times, parts in batches, and through the service.",
+        "The images of `val` again, so often alone and so often in batches of other sizes and company; what differs "
+        "from the first time. Command: `auroraedge bench repeatability --pack DIR --set NAME --split val`. Tests in CI "
+        "do the same with generated parts: one part a hundred times, parts in batches, and through the service.",
         "",
         "| set | parts | alone | in batches | largest batch | other verdicts | classes | defects | P(NG) differs by |",
         "|---|---|---|---|---|---|---|---|---|",
