@@ -90,6 +90,21 @@ def parity(folder: Path) -> dict[str, float]:
     }
 
 
+def changed_verdicts(found: Path, reference: Path) -> dict[str, int]:
+    """From two files of predictions: samples in both, verdicts that differ, and those between OK and NG."""
+    verdicts = []
+    for path in (found, reference):
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+        predictions = [record["prediction"] for record in records]
+        verdicts.append({p["sample"]["key"]: p["result"]["verdict"] for p in predictions})
+    pairs = [{said, verdicts[1][key]} for key, said in verdicts[0].items() if key in verdicts[1]]
+    return {
+        "samples": len(pairs),
+        "changed": sum(len(pair) > 1 for pair in pairs),
+        "ok_and_ng": sum(pair == {"OK", "NG"} for pair in pairs),
+    }
+
+
 def verdict(precision: str, rows: dict[str, dict[str, float]], figures: dict[str, float]) -> list[str]:
     """What misses its target, in words; empty when all hold."""
     missed = []
@@ -104,7 +119,7 @@ def verdict(precision: str, rows: dict[str, dict[str, float]], figures: dict[str
 
 
 def table(content: dict[str, Any]) -> str:
-    """Markdown: by precision and set, the largest difference of any metric and its name."""
+    """Markdown: by precision and set, the largest difference of any metric, its name, and how many verdicts changed."""
     lines = [
         "| precision | "
         + " | ".join(content["sets"])
@@ -116,13 +131,21 @@ def table(content: dict[str, Any]) -> str:
         for name in content["sets"]:
             differences = engine["points"][name]
             worst = max(differences, key=lambda metric: abs(differences[metric]))
-            cells.append(f"{differences[worst]:+.2f} ({worst.split('.', 1)[-1]})")
+            changes = engine["verdicts"][name]
+            cells.append(
+                f"{differences[worst]:+.2f} ({worst.split('.', 1)[-1]}), {changes['changed']} of {changes['samples']}"
+            )
         cosines = " / ".join(f"{engine['parity'][t]:.5f}" for t in TENSORS)
         tokens = " / ".join(f"{engine['parity'][name]:.1%}" for name in AGREEMENTS)
         state = "holds" if not engine["missed"] else f"{len(engine['missed'])} missed"
         lines.append(f"| {precision} | {' | '.join(cells)} | {cosines} | {tokens} | {state} |")
     images = ", ".join(f"{name} {count}" for name, count in content["images"].items())
-    lines += ["", f"Split `{content['split']}`, samples: {images}. {content['environment']['date'][:10]}."]
+    swapped = sum(c["ok_and_ng"] for e in content["engines"].values() for c in e["verdicts"].values())
+    lines += [
+        "",
+        f"Behind the comma: verdicts that changed; between OK and NG, in all sets and precisions together: {swapped}. "
+        f"Split `{content['split']}`, samples: {images}. {content['environment']['date'][:10]}.",
+    ]
     return "\n".join(lines)
 
 
@@ -159,7 +182,15 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         differences = {name: points(scores[precision][name], scores["fp32"][name]) for name in options.sets}
         figures = parity(folder)
         missed = verdict(precision, differences, figures)
-        engines[precision] = {"points": differences, "parity": figures, "missed": missed}
+        engines[precision] = {
+            "points": differences,
+            "verdicts": {
+                name: changed_verdicts(journals / f"{precision}-{name}.jsonl", journals / f"fp32-{name}.jsonl")
+                for name in options.sets
+            },
+            "parity": figures,
+            "missed": missed,
+        }
     return {
         "schema_version": 1,
         "environment": environment(),

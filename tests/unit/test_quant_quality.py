@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from auroraedge.errors import EngineError
-from benchmarks.quant_quality import AGREEMENTS, TENSORS, points, table, verdict
+from benchmarks.quant_quality import AGREEMENTS, TENSORS, changed_verdicts, points, table, verdict
 from engine_build.modelopt import METHODS, quantise_onnx, quantised_layers, submodule
 
 GOOD = dict.fromkeys((*TENSORS, *AGREEMENTS), 1.0)
@@ -32,6 +35,7 @@ def test_every_target_that_is_missed_is_named() -> None:
 
 def test_the_table_shows_the_largest_difference() -> None:
     engine = {"points": {"a": {"roc_auc": 0.1, "detection.map50": -0.4}}, "parity": GOOD, "missed": []}
+    engine["verdicts"] = {"a": {"samples": 7, "changed": 1, "ok_and_ng": 0}}
     content = {
         "sets": ["a"],
         "images": {"a": 7},
@@ -40,8 +44,21 @@ def test_the_table_shows_the_largest_difference() -> None:
         "engines": {"int8": engine},
     }
     text = table(content)
-    assert "| int8 | -0.40 (map50) | 1.00000 / 1.00000 / 1.00000 | 100.0% / 100.0% / 100.0% | holds |" in text
+    assert "| int8 | -0.40 (map50), 1 of 7 | 1.00000 / 1.00000 / 1.00000 | 100.0% / 100.0% / 100.0% | holds |" in text
     assert "samples: a 7. 2026-11-30." in text
+
+
+def test_verdicts_that_changed_are_counted(tmp_path: Path) -> None:
+    def write(name: str, **verdicts: str) -> Path:
+        lines = [json.dumps({"auroraedge_predictions": 1})]
+        for key, said in verdicts.items():
+            lines.append(json.dumps({"prediction": {"sample": {"key": key}, "result": {"verdict": said}}}))
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return tmp_path / name
+
+    found = write("found", a="OK", b="NG", c="REVIEW", only_here="NG")
+    reference = write("reference", a="NG", b="NG", c="OK", only_there="OK")
+    assert changed_verdicts(found, reference) == {"samples": 3, "changed": 2, "ok_and_ng": 1}
 
 
 def _graph(quantised: tuple[str, ...]) -> onnx.ModelProto:
