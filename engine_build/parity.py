@@ -122,7 +122,8 @@ def stage_parity(
     """
     wanted = [outputs | {"decoder_logits": outputs["answer_logits"]} for outputs in reference]
     figures = {}
-    for name in (name for name in wanted[0] if name in ours[0]):
+    shared = [name for name in wanted[0] if name in ours[0]]
+    for name in shared:
         figures[name] = compare(
             np.concatenate([o[name].ravel() for o in ours]), np.concatenate([r[name].ravel() for r in wanted])
         )

@@ -29,7 +29,7 @@ GATES: dict[str | None, tuple[float, float]] = {
     None: (50.0, 0.995),
     "W8A16": (40.0, 0.97),
     "W8A8_SQ_PER_CHANNEL": (35.0, 0.95),
-    "FP8": (25.0, 0.90),
+    "FP8": (25.0, 0.93),
     "W4A16_AWQ": (15.0, 0.88),
 }
 # Of fewer positions the share is chance: one of ten near-ties is 10 %.

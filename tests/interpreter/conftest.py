@@ -7,13 +7,4 @@ from __future__ import annotations
 
 import os
 
-import pytest
-
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    import torch
-
-    torch.manual_seed(2026)

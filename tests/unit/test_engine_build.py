@@ -15,6 +15,7 @@ from auroraedge.manifest import load_manifest, verify_package  # noqa: E402
 from auroraedge.runtime.engine import EnginePackage  # noqa: E402
 from engine_build import steps  # noqa: E402
 from engine_build.build import main  # noqa: E402
+from engine_build.decoder_source import wide_layers  # noqa: E402
 from engine_build.parity import compare  # noqa: E402
 from engine_build.plan import model_size, plan_build  # noqa: E402
 from engine_build.targets import Target, list_targets, load_target  # noqa: E402
@@ -173,6 +174,13 @@ def test_plan_counts_every_parameter() -> None:
     size, counts = model_size("2b"), preset_counts("2b")
     graphs = sum(g.linear + g.other for g in size.graphs.values())
     assert graphs + size.embedding == counts["total"]
+
+
+def test_plan_counts_the_layers_that_stay_wide() -> None:
+    size, decoder = model_size("nano"), steps.load_model(steps.model_folder("nano")).language_model
+    wide = wide_layers("int8", decoder.config.num_hidden_layers)
+    counted = sum(decoder.get_submodule(name).weight.numel() for name in wide)
+    assert size.graphs["decoder"].wide + size.graphs["decoder"].lm_head == counted
 
 
 def test_the_full_size_fits_an_orin_nano_in_int4_only_with_vision_in_int8() -> None:
